@@ -1,0 +1,72 @@
+"""``mdbackmap prepare``: atomistic structures to a training set."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from mdbackmap.cli.common import mapping_option, progress
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The .npz.")
+@mapping_option
+@click.option("--max-residues", default=0, help="Leave larger structures out (0: none).")
+@click.option("--stride", default=1, show_default=True, help="Use every n-th frame.")
+@click.option("--residue", default=None, help="Residue name of files whose own says nothing.")
+@click.option("--exclude", multiple=True, help="Names of structures to leave out.")
+def prepare(inputs, output, mapping, max_residues, stride, residue, exclude) -> None:
+    """Turn atomistic structures into a training set.
+
+    INPUTS are structures, 'STRUCTURE+TRAJECTORY' pairs given as two files with the same stem, or
+    .tar archives of PDB files. Residues with occupancy 0 or missing atoms are not learnt from.
+    """
+    from mdbackmap.errors import MdbackmapError
+    from mdbackmap.io.prepare import systems
+    from mdbackmap.mapping.library import Library
+    from mdbackmap.training.dataset import Builder
+
+    library = Library.load(mapping)
+    builder, left = Builder(), []
+    with tempfile.TemporaryDirectory() as folder:
+        files = list(_files(inputs, Path(folder)))
+        for name, topology, trajectory in progress(files, "structures"):
+            if name in exclude:
+                continue
+            try:
+                for system, positions, box, usable in systems(
+                    topology, trajectory, library, stride=stride, residue=residue
+                ):
+                    if max_residues and len(system.next_residue) > max_residues:
+                        left.append(f"{name}: {len(system.next_residue)} residues")
+                        break
+                    builder.add(name, system, positions, box, usable)
+            except MdbackmapError as error:
+                left.append(f"{name}: {error}")
+    builder.save(output, note=", ".join(Path(i).name for i in inputs)[:2000])
+    click.echo(f"{output}: {len(builder.names)} systems; left out {len(left)}")
+    for line in left[:20]:
+        click.echo(f"  {line}")
+
+
+def _files(inputs: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Path, Path | None]]:
+    stems: dict[str, list[Path]] = {}
+    for item in map(Path, inputs):
+        if ".tar" in item.name:
+            with tarfile.open(item) as archive:
+                archive.extractall(folder, filter="data")
+                names = [m.name for m in archive.getmembers() if m.isfile()]
+            for name in names:
+                yield Path(name).stem, folder / name, None
+        else:
+            stems.setdefault(item.stem, []).append(item)
+    for stem, paths in stems.items():
+        trajectory = next((p for p in paths if p.suffix in (".xtc", ".trr", ".dcd")), None)
+        structure = next((p for p in paths if p != trajectory), None)
+        if structure is not None:
+            yield stem, structure, trajectory

@@ -1,0 +1,90 @@
+"""Periodic boxes: images, whole molecules. Pure functions on arrays.
+
+A box is a (3, 3) array whose rows are its vectors, Å, or None. Triclinic boxes are treated
+exactly for distances below half the smallest height of the cell, which holds for bonds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def box_from_dimensions(dimensions: np.ndarray | None) -> np.ndarray | None:
+    """Turn ``[a, b, c, alpha, beta, gamma]`` (Å, degrees) into box vectors; None without a box.
+
+    Raises
+    ------
+    ValueError
+        If the angles close to no cell.
+    """
+    if dimensions is None or not np.all(np.isfinite(dimensions)) or np.any(dimensions[:3] <= 0):
+        return None
+    a, b, c = (float(x) for x in dimensions[:3])
+    cos = np.cos(np.radians(np.asarray(dimensions[3:6], dtype=np.float64)))
+    cos[np.abs(cos) < 1e-9] = 0.0
+    sin_gamma = np.sqrt(1 - cos[2] ** 2)
+    cx, cy = c * cos[1], c * (cos[0] - cos[1] * cos[2]) / sin_gamma
+    height = c**2 - cx**2 - cy**2
+    if height <= 0:
+        raise ValueError(f"box {np.asarray(dimensions).tolist()} is no cell: its angles do not fit")
+    return np.array([[a, 0, 0], [b * cos[2], b * sin_gamma, 0], [cx, cy, np.sqrt(height)]])
+
+
+def heights(box: np.ndarray) -> np.ndarray:
+    """Return the three distances between opposite faces, Å, shape (3,)."""
+    return 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+
+
+def minimum_image(vectors: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+    """Return the nearest image of each vector.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape=(..., 3), Å
+    box : ndarray, shape=(3, 3), Å, or None
+
+    Returns
+    -------
+    ndarray, shape=(..., 3), Å
+        Exact where the answer is shorter than half the smallest height of the cell.
+    """
+    if box is None:
+        return vectors
+    shift = np.round(vectors @ np.linalg.inv(box))
+    return vectors - shift @ box
+
+
+class Unwrapper:
+    """Makes molecules whole along a fixed tree, in a logarithmic number of array steps.
+
+    Parameters
+    ----------
+    parent : ndarray, shape=(n,), int64
+        The tree: each point's parent, -1 at roots.
+    """
+
+    def __init__(self, parent: np.ndarray) -> None:
+        here = np.arange(len(parent))
+        self.parent = np.where(parent < 0, here, parent)
+        self.jumps = [self.parent]
+        while True:
+            above = self.jumps[-1][self.jumps[-1]]
+            if (above == self.jumps[-1]).all():
+                break
+            self.jumps.append(above)
+
+    def __call__(self, positions: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+        """Return positions with every point at the image nearest its parent.
+
+        Roots stay where they are. Shape (n, 3), Å; the input is not changed.
+        """
+        if box is None:
+            return positions
+        inverse = np.linalg.inv(box)
+        step = positions - positions[self.parent]
+        shift = -np.round(step @ inverse)
+        # Each point's shift is the sum of its own and all its ancestors' (pointer jumping);
+        # a root adds zero.
+        for jump in self.jumps:
+            shift = shift + shift[jump]
+        return (positions + shift @ box).astype(positions.dtype)

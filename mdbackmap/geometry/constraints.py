@@ -1,0 +1,78 @@
+"""Ideal local geometry as index arrays: what a molecule must keep whatever the network says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Ideal local geometry over atom indices.
+
+    Attributes
+    ----------
+    bonds : ndarray, shape=(nb, 2), int64; bond_length : shape=(nb,), Å; bond_order : shape=(nb,)
+    angles : ndarray, shape=(na, 3), int64; angle : shape=(na,), degrees
+    volumes : ndarray, shape=(nv, 4), int64; volume : shape=(nv,), Å^3
+        Signed volume (a-x)·((b-x)×(c-x)) of rows x, a, b, c; 0 where the four are planar.
+    torsions : ndarray, shape=(nt, 4), int64; torsion : shape=(nt,), degrees, 0 or 180
+    """
+
+    bonds: np.ndarray
+    bond_order: np.ndarray
+    bond_length: np.ndarray
+    angles: np.ndarray
+    angle: np.ndarray
+    volumes: np.ndarray
+    volume: np.ndarray
+    torsions: np.ndarray
+    torsion: np.ndarray
+
+    def repeated(self, starts: np.ndarray) -> Constraints:
+        """Return these constraints once per start, indices shifted by it."""
+        return self._shifted(lambda index: index[None] + starts[:, None, None], len(starts))
+
+    def spread_over(
+        self, n_first: int, first: np.ndarray, second: np.ndarray
+    ) -> Constraints:
+        """Repeat constraints between two residues: indices from ``n_first`` on are the second's."""
+
+        def place(index: np.ndarray) -> np.ndarray:
+            is_first = (index < n_first)[None]
+            return np.where(
+                is_first,
+                index[None] + first[:, None, None],
+                index[None] - n_first + second[:, None, None],
+            )
+
+        return self._shifted(place, len(first))
+
+    def _shifted(self, place: Callable[[np.ndarray], np.ndarray], times: int) -> Constraints:
+        def rows(index: np.ndarray) -> np.ndarray:
+            return place(index).reshape(-1, index.shape[1])
+
+        return Constraints(
+            rows(self.bonds), np.tile(self.bond_order, times), np.tile(self.bond_length, times),
+            rows(self.angles), np.tile(self.angle, times),
+            rows(self.volumes), np.tile(self.volume, times),
+            rows(self.torsions), np.tile(self.torsion, times),
+        )  # fmt: skip
+
+    @staticmethod
+    def none() -> Constraints:
+        """Return no constraints at all."""
+        index = [np.zeros((0, width), np.int64) for width in (2, 3, 4, 4)]
+        value = np.zeros(0)
+        return Constraints(
+            index[0], value, value, index[1], value, index[2], value, index[3], value
+        )
+
+    @staticmethod
+    def joined(pieces: Sequence[Constraints]) -> Constraints:
+        """Concatenate constraints."""
+        return Constraints(
+            *(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Constraints))
+        )

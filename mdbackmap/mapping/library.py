@@ -1,0 +1,237 @@
+"""Finding, loading and asking mapping files.
+
+A library is an ordered set of templates; files given later win over files given earlier, so a
+user's file replaces a shipped one of the same residue and beads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdbackmap.errors import MappingError, MappingFileError, listing
+from mdbackmap.mapping import cgmap, strict_yaml
+from mdbackmap.mapping.schema import MappingSpec, parse
+from mdbackmap.mapping.strict_yaml import Located
+from mdbackmap.mapping.template import Template, compile_template
+
+FAMILY_FILE = "_family.yaml"
+SOLVENT = "solvent"
+"""Water and ions, recognised whatever the mapping."""
+
+
+def mappings_root() -> Path:
+    """Return the folder of the shipped mappings: in the package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "_mappings"
+    return inside if inside.is_dir() else package.parent / "mappings"
+
+
+def shipped() -> list[str]:
+    """Return the names of the shipped mappings, as ``--mapping`` takes them."""
+    return sorted(p.name for p in mappings_root().iterdir() if p.is_dir() and p.name != SOLVENT)
+
+
+@dataclass(frozen=True)
+class Library:
+    """Templates by residue name and beads.
+
+    Attributes
+    ----------
+    templates : tuple of Template
+        In search order, the first match wins.
+    source : str
+        What was loaded, for messages.
+    """
+
+    templates: tuple[Template, ...]
+    source: str
+
+    @classmethod
+    def load(cls, mappings: Sequence[str | Path] = ("martini3",)) -> Library:
+        """Load shipped mappings by name, and files or folders by path.
+
+        Parameters
+        ----------
+        mappings : sequence of str or Path
+            Later ones win. If only files are given, they are added to ``martini3``.
+
+        Raises
+        ------
+        MappingError
+            A name that is neither shipped nor a path; every bad file at once.
+        """
+        if isinstance(mappings, (str, Path)):
+            mappings = [mappings]
+        if all(_folder(m) is None for m in mappings):
+            mappings = ["martini3", *mappings]
+        templates: list[Template] = []
+        problems: list[str] = []
+        for mapping in (SOLVENT, *mappings):
+            try:
+                templates = [*_load(str(mapping)), *templates]
+            except MappingError as error:
+                problems.append(str(error))
+        if problems:
+            raise MappingFileError("\n".join(problems))
+        return cls(tuple(templates), " + ".join(str(m) for m in mappings))
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[Template]]:
+        table: dict[str, list[Template]] = {}
+        for template in self.templates:
+            for name in (template.residue, *template.spec.aliases):
+                table.setdefault(name, []).append(template)
+        return table
+
+    def candidates(self, resname: str) -> list[Template]:
+        """Return the templates a residue name may mean."""
+        return self._by_name.get(resname, [])
+
+    def match_beads(self, resname: str, beads: Sequence[str]) -> tuple[Template, list[int]] | None:
+        """Find the template of one CG residue.
+
+        Returns
+        -------
+        template, order : Template, list of int
+            ``order[b]`` is the place in ``beads`` of the template's bead ``b``. None without
+            a match.
+        """
+        for template in self.candidates(resname):
+            spec = template.spec
+            found = [spec.bead_aliases.get(b, b) if b not in spec.beads else b for b in beads]
+            kept = [i for i, b in enumerate(found) if b in spec.beads]
+            rest = [b for i, b in enumerate(found) if i not in set(kept)]
+            names = [found[i] for i in kept]
+            if set(names) == set(spec.beads) and len(names) == len(spec.beads):
+                if all(b in spec.skip_beads for b in rest):
+                    return template, [kept[names.index(b)] for b in spec.beads]
+        return None
+
+    def is_skipped(self, resname: str, beads: Sequence[str]) -> str | None:
+        """Say why a residue made only of known empty beads is left out; None if it is not."""
+        for template in self.candidates(resname):
+            if beads and all(b in template.spec.skip_beads for b in beads):
+                return template.spec.skip_beads[beads[0]]
+        return None
+
+    def match_atoms(self, resname: str, atoms: Iterable[str]) -> Template | None:
+        """Find the template whose heavy atoms are among those of an atomistic residue."""
+        found = set(atoms)
+        best: tuple[float, Template] | None = None
+        for template in self.candidates(resname):
+            if not template.has_atoms:
+                continue
+            names = {template.spec.atom_aliases.get(a, a) for a in found} | found
+            share = sum(name in names for name in template.names) / template.n_atoms
+            if share > 0.5 and (best is None or share > best[0]):
+                best = (share, template)
+        return best[1] if best else None
+
+    def explain(self, resname: str, beads: Sequence[str]) -> str:
+        """Say why a CG residue matches nothing, with the nearest template."""
+        options = self.candidates(resname)
+        if options:
+            expected = " or ".join(" ".join(t.bead_names) for t in options[:3])
+            return f"{resname} has beads {' '.join(beads)}, the mapping expects {expected}"
+        near = difflib.get_close_matches(resname, list(self._by_name), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{resname} with beads {' '.join(beads)}: no mapping of that name{hint}"
+
+
+@functools.lru_cache(maxsize=512)
+def _terminal(template: Template) -> Template:
+    if not template.spec.termini.last:
+        return template
+    return compile_template(template.spec, template.source, last=True)
+
+
+def terminal_variant(template: Template) -> Template:
+    """Return the variant of a template for the last residue of its chain."""
+    return _terminal(template)
+
+
+def _folder(mapping: str | Path) -> Path | None:
+    path = Path(mapping)
+    if path.is_dir():
+        return path
+    named = mappings_root() / str(mapping)
+    return named if len(path.parts) == 1 and named.is_dir() else None
+
+
+@functools.lru_cache(maxsize=32)
+def _load(mapping: str) -> tuple[Template, ...]:
+    folder = _folder(mapping)
+    if folder is not None:
+        files = [p for p in sorted(folder.rglob("*.yaml")) if p.name != FAMILY_FILE]
+        if not files:
+            raise MappingError(f"{folder}: holds no mapping file (*.yaml)")
+    elif Path(mapping).exists():
+        files = [Path(mapping)]
+    else:
+        raise MappingError(
+            f"mapping '{mapping}': neither a shipped mapping ({', '.join(shipped())}) nor a file"
+        )
+    templates, problems = [], []
+    for path in files:
+        try:
+            spec = load_spec(path)
+            templates.append(compile_template(spec, str(path)))
+        except MappingError as error:
+            problems.append(str(error))
+    if problems:
+        raise MappingFileError(listing(problems, 20, indent=""))
+    return tuple(templates)
+
+
+def load_spec(path: str | Path) -> MappingSpec:
+    """Read one mapping file, of our own format or of CGmap/HEroBM's.
+
+    Raises
+    ------
+    MappingFileError
+        Names file, line, key, what was expected and what to do.
+    """
+    table = strict_yaml.load(path)
+    if cgmap.is_cgmap(table):
+        return cgmap.convert(table, str(path))
+    return parse(_inherit(table, Path(path)), str(path))
+
+
+def _inherit(table: Located, path: Path, depth: int = 0) -> Located:
+    """Lay a file over the file it is ``like``, over its family's defaults."""
+    base: Any = Located()
+    base.lines = {}
+    family = path.parent / FAMILY_FILE
+    if "like" in table:
+        other = mappings_root() / f"{table['like']}.yaml"
+        if depth > 3 or not other.is_file():
+            raise MappingFileError(
+                f"{path}, line {table.lines['like']}: like: {table['like']} names no shipped "
+                "mapping (expected for example martini3/protein/ALA)"
+            )
+        base = _inherit(strict_yaml.load(other), other, depth + 1)
+    if family.is_file():
+        base = _merge(base, strict_yaml.load(family))
+    return _merge(base, table)
+
+
+def _merge(base: Located, over: Located) -> Located:
+    result = Located({**base, **{k: v for k, v in over.items() if k != "like"}})
+    result.lines = {**base.lines, **over.lines}
+    if isinstance(base.get("atoms"), Located) and isinstance(over.get("atoms"), Located):
+        atoms = Located(base["atoms"])
+        atoms.lines = {**base["atoms"].lines, **over["atoms"].lines}
+        for name, fields in over["atoms"].items():
+            before = atoms.get(name)
+            if isinstance(before, Located) and isinstance(fields, Located):
+                merged = Located({**before, **fields})
+                merged.lines = {**before.lines, **fields.lines}
+                fields = merged
+            atoms[name] = fields
+        result["atoms"] = atoms
+    return result

@@ -1,0 +1,185 @@
+"""The shared encoder: beads and their neighbours in, scalar and vector features out.
+
+Tensors only. Features are e3nn irreps without parity labels that matter: ``C x 0e + V x 1e``,
+so that cross products are allowed and the network is equivariant under SO(3) but not under
+mirror images; beads alone cannot tell L from D, chirality must come from the weights.
+
+A layer is an atomic-cluster-expansion step (one-particle basis, then products at the centre):
+
+1. the neighbours' features are summed with every radial function and with 1 and the unit
+   vector as angular part (one batched matrix product each),
+2. the sums are mixed linearly per irrep,
+3. products at the bead (dot and cross products of its vectors, gates from its scalars) raise
+   the body order.
+
+Strictly local: after L layers a bead has seen what lies within L cutoffs, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Architecture of the encoder; saved with the weights."""
+
+    scalars: int = 64
+    """Scalar features per bead."""
+    vectors: int = 32
+    """Vector features per bead."""
+    radial: int = 8
+    """Radial functions."""
+    layers: int = 2
+    """Message layers; the receptive field is layers x cutoff."""
+    cutoff: float = 8.0
+    """Radius within which beads see one another, Å."""
+    relations: int = 5
+    """Kinds of neighbours told apart (same residue, next, previous, bridged, other)."""
+
+    @property
+    def irreps(self) -> Irreps:
+        """Irreps of a bead's features."""
+        return Irreps(f"{self.scalars}x0e + {self.vectors}x1e")
+
+    def to_dict(self) -> dict:
+        """Return the fields as plain values, for checkpoints."""
+        return asdict(self)
+
+
+class RadialBasis(nn.Module):
+    """Bessel functions under a smooth cutoff (Gasteiger et al., DimeNet, arXiv 2003.03123, eq. 7).
+
+    Zero with two continuous derivatives at the cutoff, so that a bead crossing it changes nothing.
+    """
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.register_buffer("frequency", math.pi * torch.arange(1, size + 1) / cutoff)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Return the basis, shape (..., size), for distances in Å."""
+        x = (distance / self.cutoff).clamp(max=1.0)
+        envelope = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
+        safe = distance.clamp(min=0.2)[..., None]
+        wave = torch.sin(self.frequency * safe) / safe
+        return wave * (envelope * math.sqrt(2 / self.cutoff))[..., None]
+
+
+class Layer(nn.Module):
+    """One message step; ``first`` layers see neighbours without vector features."""
+
+    def __init__(self, config: EncoderConfig, *, first: bool) -> None:
+        super().__init__()
+        c, v, r = config.scalars, config.vectors, config.radial
+        self.first, self.c, self.v, self.r = first, c, v, r
+        self.send = nn.Linear(c, c + v)
+        self.relation = nn.Embedding(config.relations, c + v)
+        nn.init.normal_(self.relation.weight, 1.0, 0.3)
+        self.mix_scalar = nn.Linear(r * c + (0 if first else r * v), c)
+        self.mix_vector = nn.Linear((1 if first else 3) * r * v, v, bias=False)
+        self.left = nn.Linear(v, v, bias=False)
+        self.right = nn.Linear(v, v, bias=False)
+        self.update = nn.Sequential(nn.Linear(2 * c + 2 * v, 2 * c), nn.SiLU(),
+                                    nn.Linear(2 * c, c + 3 * v))  # fmt: skip
+        self.cross = nn.Linear(v, v, bias=False)
+        self.norm = nn.LayerNorm(c)
+
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor, radial: Tensor,
+        unit: Tensor, relation: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Update the features of some beads.
+
+        Parameters
+        ----------
+        scalars : Tensor, shape=(n_all, c); vectors : Tensor, shape=(n_all, 3, v)
+            Features of all beads the neighbours may be among.
+        here : Tensor, shape=(n,), int64
+            The beads to update.
+        index, relation : Tensor, shape=(n, k), int64
+        radial : Tensor, shape=(n, r, k); unit : Tensor, shape=(n, k, 3)
+        """
+        n, k = index.shape
+        r, c, v = self.r, self.c, self.v
+        own_s, own_v = scalars[here], vectors[here]
+        # What a neighbour sends depends on how it is bonded to the receiver: one table, one gather.
+        table = self.send(scalars)[:, None] * self.relation.weight
+        flat = (index * len(self.relation.weight) + relation).reshape(-1)
+        sent = table.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
+        angular = (radial[:, :, None, :] * unit.transpose(1, 2)[:, None]).flatten(1, 2)
+        sum_s = torch.bmm(radial, sent[..., :c]).flatten(1)
+        sum_v = torch.bmm(angular, sent[..., c:]).view(n, r, 3, v)
+        parts_v = [sum_v]
+        if not self.first:
+            theirs = vectors.flatten(1).index_select(0, index.reshape(-1)).view(n, k, 3 * v)
+            carried = torch.bmm(radial, theirs).view(n, r, 3, v)
+            # unit vector (axis 2) times neighbour's vector (axis 3): its trace and its
+            # antisymmetric part are the sums of dot and cross products.
+            x, y, z = torch.bmm(angular, theirs).view(n, r, 3, 3, v).unbind(2)
+            along = x[:, :, 0] + y[:, :, 1] + z[:, :, 2]
+            turned = torch.stack(
+                [y[:, :, 2] - z[:, :, 1], z[:, :, 0] - x[:, :, 2], x[:, :, 1] - y[:, :, 0]], dim=2
+            )
+            sum_s = torch.cat([sum_s, along.flatten(1)], dim=1)
+            parts_v += [carried, turned]
+        message_s = self.mix_scalar(sum_s)
+        stacked = torch.cat([part.transpose(1, 2).flatten(2) for part in parts_v], dim=2)
+        message_v = self.mix_vector(stacked)
+        message_v = message_v + own_v
+        left, right = self.left(message_v), self.right(message_v)
+        dots = (left * right).sum(1)
+        size = torch.sqrt((message_v * message_v).sum(1) + 1e-6)
+        update = self.update(torch.cat([own_s, message_s, dots, size], dim=1))
+        grow, gates = update[:, : own_s.shape[1]], update[:, own_s.shape[1] :]
+        gate_a, gate_b, gate_c = gates[:, None].split(self.v, dim=2)
+        turned = torch.linalg.cross(left, right, dim=1)
+        new_v = own_v + gate_a * message_v + gate_b * self.cross(turned) + gate_c * left
+        return self.norm(own_s + grow), new_v
+
+
+class Encoder(nn.Module):
+    """Features of beads from their kinds and neighbourhoods.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+    n_bead_keys, n_residues : int
+        Sizes of the vocabularies. Residue 0 is the unknown residue.
+    """
+
+    def __init__(self, config: EncoderConfig, n_bead_keys: int, n_residues: int) -> None:
+        super().__init__()
+        self.config = config
+        self.basis = RadialBasis(config.radial, config.cutoff)
+        self.bead = nn.Embedding(n_bead_keys, config.scalars)
+        self.residue = nn.Embedding(n_residues, config.scalars)
+        self.noise = nn.Sequential(nn.Linear(2, config.scalars), nn.SiLU(),
+                                   nn.Linear(config.scalars, config.scalars))  # fmt: skip
+        self.layers = nn.ModuleList(Layer(config, first=k == 0) for k in range(config.layers))
+
+    def embed(self, bead: Tensor, residue: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features beads start with.
+
+        Parameters
+        ----------
+        bead, residue : Tensor, shape=(n,), int64
+        noise : Tensor, shape=(n,), Å
+            Standard deviation per axis the bead positions are believed to have.
+        """
+        level = torch.stack([noise, (noise < 1e-3).to(noise.dtype)], dim=1)
+        scalars = self.bead(bead) + self.residue(residue) + self.noise(level)
+        return scalars, scalars.new_zeros(len(bead), 3, self.config.vectors)
+
+    def geometry(self, displacement: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return radial functions (n, r, k) and unit vectors (n, k, 3) of padded neighbours."""
+        distance = torch.sqrt((displacement * displacement).sum(-1) + 1e-12)
+        unit = displacement / distance.clamp(min=0.1)[..., None]
+        radial = self.basis(distance) * present[..., None]
+        return radial.transpose(1, 2).contiguous(), unit
