@@ -7,6 +7,8 @@ exactly for distances below half the smallest height of the cell, which holds fo
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
 
 
 def box_from_dimensions(dimensions: np.ndarray | None) -> np.ndarray | None:
@@ -88,3 +90,27 @@ class Unwrapper:
         for jump in self.jumps:
             shift = shift + shift[jump]
         return (positions + shift @ box).astype(positions.dtype)
+
+
+def spanning_tree(bonds: np.ndarray, n: int) -> np.ndarray:
+    """Return a parent per point that spans every connected part; -1 at roots.
+
+    Parameters
+    ----------
+    bonds : ndarray, shape=(m, 2), int64
+    n : int
+
+    Returns
+    -------
+    ndarray, shape=(n,), int64
+    """
+    graph = sparse.csr_matrix((np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1])), shape=(n, n))
+    _, part = csgraph.connected_components(graph, directed=False)
+    _, roots = np.unique(part, return_index=True)
+    # One more point, bonded to one of every part, lets a single search span them all.
+    ends = np.concatenate([bonds, np.stack([np.full(len(roots), n), roots], axis=1)])
+    joined = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n + 1,) * 2)
+    _, parent = csgraph.breadth_first_order(joined, n, directed=False)
+    parent = parent[:n].astype(np.int64)
+    parent[parent == n] = -1
+    return parent

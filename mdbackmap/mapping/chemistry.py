@@ -22,13 +22,21 @@ _RADIUS = {"H": 0.31, "B": 0.84, "C": 0.765, "N": 0.71, "O": 0.66, "F": 0.57, "S
 _SHRINK = {1: 1.0, 1.5: 0.915, 2: 0.87, 3: 0.78}
 
 
-def element_of(atom: str) -> str:
-    """Guess an element from an atom name: its first letter.
+# Two-letter elements told by a name that is nothing else but digits. CA, CD, CO and NA are not
+# among them: they are atoms of proteins and cofactors.
+_TOLD = {"BR", "CL", "FE", "MG", "MN", "SE", "SI", "ZN"}
 
-    Two-letter elements are never guessed, because CA, CD and NE are protein atoms.
+
+def element_of(atom: str) -> str:
+    """Guess an element from an atom name.
+
+    >>> element_of("CA"), element_of("CL12"), element_of("1HB"), element_of("2")
+    ('C', 'CL', 'H', '')
     """
-    letters = [c for c in atom if c.isalpha()]
-    return letters[0].upper() if letters else ""
+    letters = "".join(c for c in atom if not c.isdigit()).upper()
+    if letters in _TOLD:
+        return letters
+    return next((c for c in letters if c.isalpha()), "")
 
 
 def bond_length(first: str, second: str, order: float) -> float:

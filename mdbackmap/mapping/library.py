@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from mdbackmap.mapping.strict_yaml import Located
 from mdbackmap.mapping.template import Template, compile_template
 
 FAMILY_FILE = "_family.yaml"
+NO_MAPPINGS = (FAMILY_FILE, "bead_types")
+"""Starts of the names of files that lie beside mappings: ours, and CGmap's bead numbering."""
 SOLVENT = "solvent"
 """Water and ions, recognised whatever the mapping."""
 
@@ -73,7 +76,8 @@ class Library:
         problems: list[str] = []
         for mapping in (SOLVENT, *mappings):
             try:
-                templates = [*_load(str(mapping)), *templates]
+                read = _load_shipped if mapping in (*shipped(), SOLVENT) else _load
+                templates = [*read(str(mapping)), *templates]
             except MappingError as error:
                 problems.append(str(error))
         if problems:
@@ -135,12 +139,19 @@ class Library:
     def explain(self, resname: str, beads: Sequence[str]) -> str:
         """Say why a CG residue matches nothing, with the nearest template."""
         options = self.candidates(resname)
-        if options:
-            expected = " or ".join(" ".join(t.bead_names) for t in options[:3])
-            return f"{resname} has beads {' '.join(beads)}, the mapping expects {expected}"
-        near = difflib.get_close_matches(resname, list(self._by_name), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{resname} with beads {' '.join(beads)}: no mapping of that name{hint}"
+        if not options:
+            near = difflib.get_close_matches(resname, list(self._by_name), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            return f"{resname} with beads {' '.join(beads)}: no mapping of that name{hint}"
+        nearest = max(options, key=lambda option: len({*option.bead_names} & {*beads}))
+        missing = [bead for bead in nearest.bead_names if bead not in beads]
+        extra = [bead for bead in beads if bead not in nearest.bead_names]
+        why = [f"bead {' '.join(missing)} is missing"] if missing else []
+        why += [f"bead {' '.join(extra)} is not in the mapping"] if extra else []
+        return (
+            f"{resname}: {', '.join(why) or 'a bead stands twice'} "
+            f"(expected {' '.join(nearest.bead_names)}; found {' '.join(beads)})"
+        )
 
 
 @functools.lru_cache(maxsize=512)
@@ -156,36 +167,48 @@ def terminal_variant(template: Template) -> Template:
 
 
 def _folder(mapping: str | Path) -> Path | None:
-    path = Path(mapping)
-    if path.is_dir():
-        return path
-    named = mappings_root() / str(mapping)
-    return named if len(path.parts) == 1 and named.is_dir() else None
+    """Return a folder of mappings; shipped ones win over folders that happen to be here."""
+    if mapping in (*shipped(), SOLVENT):
+        return mappings_root() / mapping
+    return Path(mapping) if str(mapping) and os.path.isdir(mapping) else None
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache
+def _load_shipped(mapping: str) -> tuple[Template, ...]:
+    return _load(mapping)
+
+
 def _load(mapping: str) -> tuple[Template, ...]:
     folder = _folder(mapping)
     if folder is not None:
-        files = [p for p in sorted(folder.rglob("*.yaml")) if p.name != FAMILY_FILE]
+        found = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")]
+        files = [p for p in sorted(found) if not p.name.startswith(NO_MAPPINGS)]
         if not files:
-            raise MappingError(f"{folder}: holds no mapping file (*.yaml)")
-    elif Path(mapping).exists():
+            raise MappingFileError(f"{folder}: holds no mapping file (*.yaml)")
+    elif mapping and os.path.exists(mapping):
         files = [Path(mapping)]
     else:
         raise MappingError(
-            f"mapping '{mapping}': neither a shipped mapping ({', '.join(shipped())}) nor a file"
+            f"mapping '{mapping}': neither a shipped mapping ({', '.join(shipped())}) nor a file "
+            "or folder"
         )
     templates, problems = [], []
     for path in files:
         try:
             spec = load_spec(path)
-            templates.append(compile_template(spec, str(path)))
+            template = compile_template(spec, str(path))
+            terminal_variant(template)
+            templates.append(template)
         except MappingError as error:
             problems.append(str(error))
     if problems:
         raise MappingFileError(listing(problems, 20, indent=""))
     return tuple(templates)
+
+
+def load_templates(mapping: str | Path) -> tuple[Template, ...]:
+    """Load and compile one mapping: a shipped name, a folder or a file."""
+    return _load(str(mapping))
 
 
 def load_spec(path: str | Path) -> MappingSpec:
@@ -209,7 +232,7 @@ def _inherit(table: Located, path: Path, depth: int = 0) -> Located:
     family = path.parent / FAMILY_FILE
     if "like" in table:
         other = mappings_root() / f"{table['like']}.yaml"
-        if depth > 3 or not other.is_file():
+        if depth > 3 or not os.path.isfile(other):
             raise MappingFileError(
                 f"{path}, line {table.lines['like']}: like: {table['like']} names no shipped "
                 "mapping (expected for example martini3/protein/ALA)"

@@ -6,6 +6,7 @@ frame is array work on them. Building it is the last place that knows mapping fi
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ import numpy as np
 
 from mdbackmap.errors import StructureError, UnknownBeadError, listing
 from mdbackmap.geometry.boxes import minimum_image
+from mdbackmap.geometry.calibration import bead_pairs, pair_names
 from mdbackmap.geometry.constraints import Constraints
 from mdbackmap.mapping.library import Library, terminal_variant
 from mdbackmap.mapping.template import Template, link_constraints
 from mdbackmap.structure import AtomTable, Frame, Particles, split_residues
 
 MAX_LINK = 5.2
-"""Å between backbone beads of bonded neighbours; Martini's bond is 3.5, stretched ones reach 4.5."""
+"""Å between backbone beads of bonded neighbours; Martini's is 3.5, stretched it reaches 4.5."""
+MAX_NETWORK = 12.0
+"""Å that a bond of an elastic network may span; such a bond is none of the chain's."""
 MAX_BRIDGE = 3.2
-"""Å between the SC1 beads of a disulfide; Martini's constraint is 2.4, free pairs stay above 3.5."""
+"""Å between the SC1 beads of a disulfide; Martini's constraint is 2.4, free pairs stay over 3.5."""
 MAX_ATOM_BOND = 2.2
 """Å between atoms of two residues that are bonded (C-N 1.33, S-S 2.05)."""
 
@@ -104,6 +108,27 @@ class System:
         """Kind of every residue (protein, lipid, ...), shape=(n_residues,)."""
         return np.array([t.kind for t in self.templates])[self.residue_template]
 
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """Pick this system's atoms from a file's positions; missing atoms are NaN.
+
+        Returns
+        -------
+        ndarray, shape=(n_atoms, 3), float64, Å
+        """
+        taken = positions[self.atom_source].astype(np.float64)
+        taken[self.atom_source < 0] = np.nan
+        return taken
+
+    def templates_of_residues(self) -> list[Template]:
+        """Template of every residue, in order."""
+        return [self.templates[t] for t in self.residue_template]
+
+    def bead_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of beads that calibration looks at, and the name of each pair's kind."""
+        pairs, inside = bead_pairs(self.atom_bead, self.atoms.bonds, self.bead_residue)
+        keys = np.array(self.bead_keys)[self.bead_key]
+        return pairs, pair_names(pairs, inside, keys, self.residue_names[self.bead_residue])
+
     def map_positions(self, positions: np.ndarray) -> np.ndarray:
         """Return bead positions of all-heavy-atom positions, shape (n_beads, 3), Å."""
         beads = np.zeros((self.n_beads, 3))
@@ -145,9 +170,10 @@ def from_beads(
     StructureError
         Nothing is left to backmap.
     """
-    residues, left_out, unknown = _match_beads(particles, library)
+    _check_frame(particles, frame)
+    residues, left_out, unknown, first = _match_beads(particles, library)
     if unknown and not skip_unknown:
-        rows = [f"{count} x {text}" for text, count in unknown.most_common()]
+        rows = [f"{count} x {text}; first {first[text]}" for text, count in unknown.most_common()]
         raise UnknownBeadError(
             f"{particles.source}: {sum(unknown.values())} residues have beads that the mapping "
             f"({library.source}) does not know:\n{listing(rows)}\n"
@@ -173,7 +199,13 @@ def from_atoms(
 
     Atoms missing in the file have ``atom_source`` -1; residues no template knows are counted in
     ``left_out``. With ``complete``, so are residues with missing atoms.
+
+    Raises
+    ------
+    StructureError
+        No residue fits the mapping.
     """
+    _check_frame(particles, frame)
     residue = split_residues(particles)
     bounds = np.flatnonzero(np.diff(residue, prepend=-1, append=residue[-1] + 1 if len(residue)
                                     else 0))  # fmt: skip
@@ -185,13 +217,16 @@ def from_atoms(
         template = library.match_atoms(resname, found.tolist())
         if template is None:
             known = library.candidates(resname)
-            left_out[f"{resname} ({known[0].kind if known else 'unknown'})"] += 1
+            misfit = "does not fit" if any(t.has_atoms for t in known) else None
+            left_out[f"{resname} ({misfit or (known[0].kind if known else 'unknown')})"] += 1
             continue
         if "OXT" in found or "OT2" in found or "OC2" in found:
             template = terminal_variant(template)
-        alias = template.spec.atom_aliases
-        where = {alias.get(name, name): start + k for k, name in enumerate(found.tolist())}
-        source = np.array([where.get(name, -1) for name in template.names], dtype=np.int64)
+        where = _own_names(template, found.tolist())
+        source = np.array(
+            [start + where[name] if name in where else -1 for name in template.names.tolist()],
+            dtype=np.int64,
+        )
         if complete and (source < 0).any():
             left_out[f"{resname} (incomplete)"] += 1
             continue
@@ -210,15 +245,37 @@ def from_atoms(
     return _assemble(residues, linked, bridges, "atoms", dict(left_out))
 
 
+def _check_frame(particles: Particles, frame: Frame) -> None:
+    if len(frame.positions) != len(particles):
+        raise StructureError(
+            f"{particles.source}: {len(particles)} particles, but frame {frame.index} has "
+            f"{len(frame.positions)} positions"
+        )
+
+
+def _own_names(template: Template, names: list[str]) -> dict[str, int]:
+    """Places of a template's atoms in a list of names; a name of its own is never an alias.
+
+    One table of aliases serves a family: ``CD`` means ``CD1`` in isoleucine and itself in lysine.
+    """
+    alias = template.spec.atom_aliases
+    own = set(template.names.tolist())
+    places = {alias.get(name, name): k for k, name in enumerate(names) if name not in own}
+    return places | {name: k for k, name in enumerate(names) if name in own}
+
+
 def _match_beads(
     particles: Particles, library: Library
-) -> tuple[list[_Residue], Counter[str], Counter[str]]:
+) -> tuple[list[_Residue], Counter[str], Counter[str], dict[str, str]]:
+    """Return residues, what was left out, what is unknown, and where that is met first."""
     residue = split_residues(particles)
     n = int(residue[-1]) + 1 if len(residue) else 0
     starts = np.searchsorted(residue, np.arange(n + 1))
     residues: list[_Residue] = []
     left_out: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    explained: dict[tuple[str, tuple[str, ...]], str] = {}
     cache: dict[tuple[str, tuple[str, ...]], tuple[Template, np.ndarray] | str | None] = {}
     for r in range(n):
         start, stop = starts[r], starts[r + 1]
@@ -230,18 +287,26 @@ def _match_beads(
             )
         found = cache[key]
         if found is None:
-            unknown[library.explain(*key)] += 1
+            segment = f", segment {particles.segids[start]}" if particles.segids[start] else ""
+            if key not in explained:
+                explained[key] = library.explain(*key)
+            text = explained[key]
+            first.setdefault(text, f"residue {particles.resids[start]}{segment}")
+            unknown[text] += 1
         elif isinstance(found, str):
             left_out[found] += 1
         elif not found[0].has_atoms:
             left_out[f"{key[0]} ({found[0].kind})"] += 1
         else:
             template, order = found
+            if len(order) < len(key[1]):
+                for place in set(range(len(key[1]))) - set(order.tolist()):
+                    left_out[template.spec.skip_beads[key[1][place]]] += 1
             residues.append(
                 _Residue(template, start + order, int(particles.resids[start]),
                          str(particles.segids[start]), r)
             )  # fmt: skip
-    return residues, left_out, unknown
+    return residues, left_out, unknown, first
 
 
 def _polymer_neighbours(residues: Sequence[_Residue]) -> np.ndarray:
@@ -250,17 +315,25 @@ def _polymer_neighbours(residues: Sequence[_Residue]) -> np.ndarray:
         [
             i
             for i, (a, b) in enumerate(zip(residues[:-1], residues[1:], strict=True))
-            if a.template.spec.link and b.template.spec.link and b.file_index == a.file_index + 1
+            if b.file_index == a.file_index + 1
+            and _link_atoms(a.template)[0] >= 0
+            and _link_atoms(b.template)[1] >= 0
         ],
         dtype=np.int64,
     )
 
 
+@functools.lru_cache(maxsize=512)
 def _link_atoms(template: Template) -> tuple[int, int]:
-    """Indices of the atoms that bond a residue to the next and to the previous one."""
+    """Indices of the atoms that bond a residue to the next and to the previous one.
+
+    -1 where it has no such atom: a cap, or what is no polymer.
+    """
+    if template.spec.link is None:
+        return -1, -1
     first, second = template.spec.link.bonds[0][:2]
-    names = template.names.tolist()
-    return names.index(first), names.index(second.removeprefix("+"))
+    index = {name: i for i, name in enumerate(template.names.tolist())}
+    return index.get(first, -1), index.get(second.removeprefix("+"), -1)
 
 
 def _links_between_beads(
@@ -270,28 +343,30 @@ def _links_between_beads(
     near = _polymer_neighbours(residues)
     if len(near) == 0:
         return linked
-    ends = {id(r.template): _link_atoms(r.template) for r in residues if r.template.spec.link}
-    first = np.array(
-        [residues[i].source[residues[i].template.atom_bead[ends[id(residues[i].template)][0]]]
-         for i in near]
-    )  # fmt: skip
+    first = np.array([_bead_of(residues[i], _link_atoms(residues[i].template)[0]) for i in near])
     second = np.array(
-        [residues[i + 1].source[
-            residues[i + 1].template.atom_bead[ends[id(residues[i + 1].template)][1]]]
-         for i in near]
-    )  # fmt: skip
-    same_segment = np.array([residues[i].segid == residues[i + 1].segid for i in near])
+        [_bead_of(residues[i + 1], _link_atoms(residues[i + 1].template)[1]) for i in near]
+    )
+    gap = minimum_image(frame.positions[second] - frame.positions[first], frame.box)
+    distance = np.linalg.norm(gap, axis=1)
     if particles.bonds is not None:
         stated = _pair_in(first, second, particles.bonds, len(particles))
+        stated &= (distance <= MAX_LINK) | (distance > MAX_NETWORK)
         # Files with some bonds (CONECT of a ligand) say nothing of the backbone.
         if stated.any():
             linked[near] = stated
             return linked
+    same_segment = np.array([residues[i].segid == residues[i + 1].segid for i in near])
     step = np.array([residues[i + 1].resid - residues[i].resid for i in near])
-    gap = minimum_image(frame.positions[second] - frame.positions[first], frame.box)
-    close = np.linalg.norm(gap, axis=1) <= MAX_LINK
-    linked[near] = close & same_segment & ((step == 1) | (step == 0))
+    # Numbers go on, stay (insertion codes), or wrap after 9999 or 99999.
+    goes_on = (step == 0) | (step == 1) | (step == -9999) | (step == -99999)
+    linked[near] = (distance <= MAX_LINK) & same_segment & goes_on
     return linked
+
+
+def _bead_of(residue: _Residue, atom: int) -> int:
+    """Place in the file of the bead an atom of a residue is predicted from."""
+    return int(residue.source[residue.template.atom_bead[atom]])
 
 
 def _pair_in(first: np.ndarray, second: np.ndarray, bonds: np.ndarray, n: int) -> np.ndarray:
@@ -317,15 +392,14 @@ def _bridges_between_beads(
     where, atoms = _bridge_sites(residues)
     if len(where) < 2:
         return []
-    beads = np.array(
-        [residues[i].source[residues[i].template.atom_bead[a]]
-         for i, a in zip(where, atoms, strict=True)]
-    )  # fmt: skip
+    beads = np.array([_bead_of(residues[i], a) for i, a in zip(where, atoms, strict=True)])
     if particles.bonds is not None and len(particles.bonds):
-        a, b = np.triu_indices(len(beads), k=1)
-        stated = _pair_in(beads[a], beads[b], particles.bonds, len(particles))
-        if stated.any():
-            return [(where[i], where[j]) for i, j in zip(a[stated], b[stated], strict=True)]
+        site = np.full(len(particles), -1)
+        site[beads] = where
+        pairs = np.sort(site[particles.bonds], axis=1)
+        pairs = np.unique(pairs[(pairs[:, 0] >= 0) & (pairs[:, 0] != pairs[:, 1])], axis=0)
+        if len(pairs):
+            return [(int(i), int(j)) for i, j in pairs]
     return _closest_pairs(where, frame.positions[beads], frame.box, MAX_BRIDGE)
 
 
@@ -359,16 +433,16 @@ def _closest_pairs(
     where: list[int], points: np.ndarray, box: np.ndarray | None, limit: float
 ) -> list[tuple[int, int]]:
     """Pair points within the limit, nearest first, each used once."""
-    a, b = np.triu_indices(len(points), k=1)
-    distance = np.linalg.norm(minimum_image(points[b] - points[a], box), axis=1)
+    near: list[tuple[float, int, int]] = []
+    for a in range(len(points) - 1):
+        distance = np.linalg.norm(minimum_image(points[a + 1 :] - points[a], box), axis=1)
+        near += [(distance[k], a, a + 1 + int(k)) for k in np.flatnonzero(distance <= limit)]
     used: set[int] = set()
     pairs = []
-    for k in np.argsort(distance):
-        if distance[k] > limit:
-            break
-        if not {a[k], b[k]} & used:
-            used |= {a[k], b[k]}
-            pairs.append((where[a[k]], where[b[k]]))
+    for _, a, b in sorted(near):
+        if not {a, b} & used:
+            used |= {a, b}
+            pairs.append((where[a], where[b]))
     return pairs
 
 
@@ -550,8 +624,7 @@ def _bead_tree(residues, templates, spread, bead_start, linked, bridges) -> np.n
     """Parent of every bead: a tree inside each residue, hung on the previous residue."""
     inner = [_template_tree(t) for t in templates]
     parent = spread._fill(inner, bead_start, bead_start)
-    ends = [_link_atoms(t) if t.spec.link else (0, 0) for t in templates]
-    out_bead = np.array([t.atom_bead[e[0]] for t, e in zip(templates, ends, strict=True)])
+    out_bead = np.array([t.atom_bead[_link_atoms(t)[0]] for t in templates])
     i = np.flatnonzero(linked)
     parent[bead_start[i + 1]] = bead_start[i] + out_bead[spread.which[i]]
     for a, b in bridges:

@@ -8,14 +8,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mdbackmap.errors import MappingFileError, listing
+from mdbackmap.errors import HierarchyError, MappingFileError, listing
 from mdbackmap.geometry.constraints import Constraints
 from mdbackmap.mapping import chemistry, hierarchy
-from mdbackmap.mapping.schema import Geometry, MappingSpec
+from mdbackmap.mapping.schema import AtomSpec, Geometry, MappingSpec, ResidueGeometry
+
+MAX_ATOMS = 2000
+"""Heavy atoms of one residue or molecule."""
+MAX_BONDS = 12
+"""Bonds at one atom; the iron of ferrocene has ten."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +70,8 @@ class Template:
     swaps: tuple[np.ndarray, ...]
     bead_keys: tuple[str, ...]
     atom_keys: tuple[str, ...]
-    digest: str = field(default="")
+    placement: str = field(default="")
+    """Hash of how beads are placed; weights trained with another placement do not fit."""
 
     @property
     def n_atoms(self) -> int:
@@ -100,62 +108,29 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
     if not atoms:
         return _empty(spec, source)
     problems: list[str] = []
+    where = f"{source}: residue {spec.residue}"
     index = {name: i for i, name in enumerate(atoms)}
-    bead_index = {name: i for i, name in enumerate(spec.beads)}
-
-    elements = []
-    rows: list[tuple[int, int, float]] = []
-    atom_bead = np.zeros(len(atoms), dtype=np.int64)
-    for name, atom in atoms.items():
-        element = (atom.element or chemistry.element_of(name)).upper()
-        if element not in chemistry.MASS or element == "H":
-            problems.append(f"atom {name}: element {element or '?'} is no heavy element; give "
-                            "'element:'")  # fmt: skip
-        elements.append(element)
-        if isinstance(atom.bead, dict):
-            shares = dict(atom.bead)
-        else:
-            beads = [atom.bead] if isinstance(atom.bead, str) else atom.bead
-            shares = {bead: 1.0 / len(beads) for bead in beads}
-        unknown = [bead for bead in shares if bead not in bead_index]
-        if unknown or not shares:
-            problems.append(f"atom {name}: bead {', '.join(unknown) or '(none)'} is not listed "
-                            f"under 'beads' ({', '.join(bead_index)})")  # fmt: skip
-            continue
-        rows += [(bead_index[bead], index[name], share) for bead, share in shares.items()]
-        atom_bead[index[name]] = bead_index[max(shares, key=lambda bead: shares[bead])]
-
+    elements = _elements(atoms, problems)
+    rows, atom_bead = _memberships(spec, atoms, problems)
     geometry = _Names(index, problems)
-    pieces = [spec] + ([patch] if patch else [])
+    pieces: list[ResidueGeometry] = [spec] + ([patch] if patch else [])
     bonds = _bond_table(pieces, geometry)
-    for bead, bead_spec in spec.beads.items():
-        if bead_spec and bead_spec.on and bead_spec.on not in index:
-            problems.append(f"bead {bead}: sits on atom {bead_spec.on}, which is not listed")
-        if not any(row[0] == bead_index[bead] for row in rows):
-            problems.append(f"bead {bead}: holds no atom; list it under 'skip_beads'")
-    anchors_given = {name: atom.anchor for name, atom in atoms.items() if atom.anchor}
-    for name, anchor in anchors_given.items():
-        if anchor not in index and anchor not in bead_index:
-            problems.append(f"atom {name}: anchor {anchor} is neither an atom nor a bead")
+    _check_size(len(atoms), bonds[0], list(atoms), where)
+    constraints = _constraints(pieces, geometry, bonds, elements, atoms)
+    _check_references(spec, atoms, rows, problems)
+    swaps = _swaps(spec, geometry)
     if problems:
-        raise MappingFileError(f"{source}: residue {spec.residue}\n{listing(problems, 20)}")
+        raise MappingFileError(f"{where}\n{listing(problems, 20)}")
 
     names = np.array(list(atoms))
-    anchors = hierarchy.derive_anchors(atom_bead, bonds[0])
-    for name, anchor in anchors_given.items():
-        anchors[index[name]] = index.get(anchor, -1)
-        if anchor not in index:
-            atom_bead[index[name]] = bead_index[anchor]
-    levels = hierarchy.levels(anchors, names, source)
-    constraints = _constraints(pieces, geometry, bonds, np.array(elements), atoms)
-    if problems:
-        raise MappingFileError(f"{source}: residue {spec.residue}\n{listing(problems, 20)}")
+    anchors = _anchors(spec, atoms, atom_bead, bonds[0], where)
+    levels = hierarchy.levels(anchors, names, where)
 
     members = np.array([(bead, atom) for bead, atom, _ in rows], dtype=np.int64)
     shares_array = np.array([share for *_, share in rows], dtype=np.float64)
     n_hydrogens = np.array([len(atom.hydrogens) for atom in atoms.values()], dtype=np.int64)
     weights = bead_weights(
-        spec, members, shares_array, names, np.array(elements),
+        spec, members, shares_array, names, elements,
         n_hydrogens if spec.hydrogens == "counted" else np.zeros_like(n_hydrogens),
     )  # fmt: skip
     light = [
@@ -163,8 +138,7 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
     ]
     if light:
         raise MappingFileError(
-            f"{source}: residue {spec.residue}: no atom has a weight in bead {', '.join(light)}; "
-            "a bead needs at least one"
+            f"{where}: no atom has a weight in bead {', '.join(light)}; a bead needs at least one"
         )
     bead_keys = []
     for b, bead in enumerate(spec.beads):
@@ -175,8 +149,10 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
     atom_keys = tuple(
         f"{bead_keys[b]}/{name}" for b, name in zip(atom_bead, names, strict=True)
     )
-    content = spec.model_dump(include={"residue", "beads", "atoms", "bonds", "chiral", "cis",
-                                       "trans", "centre", "hydrogens"}, mode="json")  # fmt: skip
+    counted = [len(atom.hydrogens) for atom in spec.atoms.values()]
+    rule = [spec.centre, spec.hydrogens, [bead and bead.on for bead in spec.beads.values()],
+            counted if spec.hydrogens == "counted" else None]  # fmt: skip
+    placement = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
     return Template(
         residue=spec.residue,
         kind=spec.kind,
@@ -184,7 +160,7 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
         source=source,
         bead_names=tuple(spec.beads),
         names=names,
-        elements=np.array(elements),
+        elements=elements,
         n_hydrogens=n_hydrogens,
         members=members,
         shares=shares_array,
@@ -193,11 +169,116 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
         anchors=anchors,
         levels=levels,
         constraints=constraints,
-        swaps=_swaps(spec, index, source),
+        swaps=swaps,
         bead_keys=tuple(bead_keys),
         atom_keys=atom_keys,
-        digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
+        placement=placement,
     )
+
+
+def _elements(atoms: dict[str, AtomSpec], problems: list[str]) -> np.ndarray:
+    elements = []
+    for name, atom in atoms.items():
+        element = (atom.element or chemistry.element_of(name)).upper()
+        if element not in chemistry.MASS or element == "H":
+            problems.append(f"atom {name}: element {element[:20] or '?'} is no heavy element; give "
+                            "'element:'")  # fmt: skip
+        elements.append(element)
+    return np.array(elements)
+
+
+def _memberships(
+    spec: MappingSpec, atoms: dict[str, AtomSpec], problems: list[str]
+) -> tuple[list[tuple[int, int, float]], np.ndarray]:
+    """Return rows of bead, atom, share, and the bead each atom is predicted from."""
+    bead_index = {name: i for i, name in enumerate(spec.beads)}
+    rows = []
+    atom_bead = np.zeros(len(atoms), dtype=np.int64)
+    for i, (name, atom) in enumerate(atoms.items()):
+        shares = atom.bead
+        if not isinstance(shares, dict):
+            beads = [shares] if isinstance(shares, str) else shares
+            shares = {bead: 1.0 / len(beads) for bead in beads}
+        unknown = [bead for bead in shares if bead not in bead_index]
+        if unknown:
+            problems.append(f"atom {name}: bead {', '.join(unknown)} is not listed under 'beads' "
+                            f"({', '.join(bead_index)})")  # fmt: skip
+            continue
+        rows += [(bead_index[bead], i, share) for bead, share in shares.items()]
+        atom_bead[i] = bead_index[max(shares, key=lambda bead: shares[bead])]
+    return rows, atom_bead
+
+
+def _check_size(n_atoms: int, bonds: np.ndarray, names: list[str], where: str) -> None:
+    """Refuse what is no residue before anything quadratic runs over it."""
+    valence = np.bincount(bonds.ravel(), minlength=n_atoms)
+    if n_atoms > MAX_ATOMS:
+        raise MappingFileError(f"{where}: {n_atoms} atoms; split what has more than {MAX_ATOMS}")
+    if valence.max() > MAX_BONDS:
+        crowded = ", ".join(names[i] for i in np.flatnonzero(valence > MAX_BONDS)[:10])
+        raise MappingFileError(f"{where}: more than {MAX_BONDS} bonds at atom {crowded}")
+
+
+def _check_references(
+    spec: MappingSpec,
+    atoms: dict[str, AtomSpec],
+    rows: list[tuple[int, int, float]],
+    problems: list[str],
+) -> None:
+    """Collect names that point at nothing, or at too much."""
+    inside = {(bead, atom) for bead, atom, _ in rows}
+    order = list(atoms)
+    for b, (bead, bead_spec) in enumerate(spec.beads.items()):
+        held = [order[atom] for k, atom in inside if k == b]
+        if not held:
+            problems.append(f"bead {bead}: holds no atom; list it under 'skip_beads'")
+        elif bead_spec and bead_spec.on and bead_spec.on not in held:
+            problems.append(f"bead {bead}: sits on atom {bead_spec.on}, which is none of its atoms")
+    for alias, bead in spec.bead_aliases.items():
+        if bead not in spec.beads:
+            problems.append(f"bead_aliases {alias}: {bead} is not listed under 'beads'")
+    names = Counter([*order, *(h for atom in atoms.values() for h in atom.hydrogens)])
+    for name, count in names.items():
+        if count > 1:
+            problems.append(f"atom {name}: the name is given to {count} atoms or hydrogens")
+    for key, pair in (("link", spec.link), ("bridge", spec.bridge)):
+        if pair is None:
+            continue
+        first, second = pair.bonds[0][:2] if pair.bonds else ("", "")
+        ends = {first, second.removeprefix("+")}
+        if not second.startswith("+") or first.startswith("+") or not ends & set(order):
+            problems.append(f"{key}: its first bond must go from an atom of this residue to "
+                            "'+' and an atom of the other one, as [C, +N]")  # fmt: skip
+        elif key == "bridge" and (len(ends) > 1 or first not in atoms):
+            problems.append(f"bridge: its first bond must join an atom to its like, as [{first}, "
+                            f"+{first}]")  # fmt: skip
+
+
+def _anchors(
+    spec: MappingSpec,
+    atoms: dict[str, AtomSpec],
+    atom_bead: np.ndarray,
+    bonds: np.ndarray,
+    where: str,
+) -> np.ndarray:
+    """Return derived anchors with the given ones laid over; moves atoms to a given bead."""
+    index = {name: i for i, name in enumerate(atoms)}
+    beads = {name: i for i, name in enumerate(spec.beads)}
+    anchors = hierarchy.derive_anchors(atom_bead, bonds)
+    lost = []
+    for name, atom in atoms.items():
+        if not atom.anchor:
+            continue
+        if atom.anchor in index and (atom.anchor != name or name not in beads):
+            anchors[index[name]] = index[atom.anchor]
+        elif atom.anchor in beads:
+            anchors[index[name]] = -1
+            atom_bead[index[name]] = beads[atom.anchor]
+        else:
+            lost.append(f"atom {name}: anchor {atom.anchor} is neither an atom nor a bead")
+    if lost:
+        raise HierarchyError(f"{where}\n{listing(lost, 20)}")
+    return anchors
 
 
 def bead_weights(
@@ -243,14 +324,11 @@ class _Names:
         if unknown:
             self.problems.append(f"{where} {' '.join(atoms)}: no atom {', '.join(unknown)}")
             return None
-        if len(set(atoms)) < len(atoms):
-            self.problems.append(f"{where} {' '.join(atoms)}: an atom stands twice")
-            return None
         return tuple(self.index[name] for name in atoms)
 
 
 def _bond_table(
-    pieces: list[Geometry], names: _Names
+    pieces: Sequence[Geometry], names: _Names
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     table: dict[tuple[int, int], tuple[float, float]] = {}
     for piece in pieces:
@@ -258,28 +336,24 @@ def _bond_table(
             pair = names(row[:2], "bond")
             if pair is None:
                 continue
-            if tuple(sorted(pair)) in table:
+            key = (min(pair), max(pair))
+            if key in table:
                 names.problems.append(f"bond {row[0]} {row[1]}: given twice")
-            order = row[2] if len(row) > 2 else 1.0
-            length = row[3] if len(row) > 3 else 0.0
-            if not 0 < order <= 3 or not 0 <= length < 4:
-                names.problems.append(f"bond {row[0]} {row[1]}: order 1-3, length 0-4 Å expected")
-            table[tuple(sorted(pair))] = (order, length)
+            table[key] = row[2:]
     pairs = np.array(sorted(table), dtype=np.int64).reshape(-1, 2)
     values = np.array([table[tuple(p)] for p in pairs], dtype=np.float64).reshape(-1, 2)
     return pairs, values[:, 0], values[:, 1]
 
 
 def _rings(bonds: np.ndarray, n_atoms: int, largest: int = 7) -> dict[tuple[int, int, int], int]:
-    """Size of the smallest ring each angle lies in, by breadth-first search."""
+    """Size of the smallest ring each angle lies in, up to the largest looked for."""
     bonded = hierarchy.neighbours(n_atoms, bonds)
     result: dict[tuple[int, int, int], int] = {}
     for centre in range(n_atoms):
         for x, first in enumerate(bonded[centre]):
-            inside = set(range(n_atoms)) - {centre}
-            reach = hierarchy._distances(first, bonded, inside)
+            reach = hierarchy.distances(first, bonded, without=centre, furthest=largest - 2)
             for last in bonded[centre][x + 1 :]:
-                if last in reach and reach[last] + 2 <= largest:
+                if last in reach:
                     result[(first, centre, last)] = reach[last] + 2
     return result
 
@@ -314,8 +388,8 @@ def _constraints(pieces, names, bond_table, elements, atoms) -> Constraints:
             triple = names(row[:3], "angle")
             if triple is None:
                 continue
-            if not 0 < row[3] <= 180:
-                names.problems.append(f"angle {' '.join(row[:3])}: 0-180 degrees expected")
+            if not {triple[0], triple[2]} <= set(bonded[triple[1]]):
+                names.problems.append(f"angle {' '.join(row[:3])}: atoms are not bonded in a row")
             given[_sorted_angle(triple)] = row[3]
     hydrogens = [len(atom.hydrogens) for atom in atoms.values()]
     angle_rows: dict[tuple[int, int, int], float] = {}
@@ -337,7 +411,8 @@ def _constraints(pieces, names, bond_table, elements, atoms) -> Constraints:
             quad = names((centre, *around), "chiral")
             if quad is None:
                 continue
-            strangers = [a for a, i in zip(around, quad[1:], strict=True) if i not in bonded[quad[0]]]
+            near = bonded[quad[0]]
+            strangers = [a for a, i in zip(around, quad[1:], strict=True) if i not in near]
             if strangers:
                 names.problems.append(f"chiral {centre}: {', '.join(strangers)} not bonded to it")
                 continue
@@ -398,16 +473,14 @@ def _ideal_volume(quad, lengths, angles) -> float:
     return float(np.prod(r) * np.sqrt(max(gram, 0.25)))
 
 
-def _swaps(spec: MappingSpec, index: dict[str, int], source: str) -> tuple[np.ndarray, ...]:
+def _swaps(spec: MappingSpec, names: _Names) -> tuple[np.ndarray, ...]:
     result = []
     for swap in spec.symmetric:
-        order = np.arange(len(index))
-        for first, second in swap.items():
-            if first not in index or second not in index:
-                raise MappingFileError(
-                    f"{source}: symmetric {first}: {second}: no such atom in {spec.residue}"
-                )
-            order[[index[first], index[second]]] = index[second], index[first]
+        order = np.arange(len(names.index))
+        for pair in swap.items():
+            indices = names(pair, "symmetric")
+            if indices is not None:
+                order[list(indices)] = indices[::-1]
         result.append(order)
     return tuple(result)
 
@@ -422,8 +495,8 @@ def _link_names(first: tuple[str, ...], second: tuple[str, ...]) -> dict[str, in
 def link_constraints(first: Template, second: Template, geometry: Geometry) -> Constraints:
     """Compile the geometry of a bond between two residues.
 
-    Rows that name an atom one of the two does not have are left out, so that one table serves
-    all residues (``+CD`` is there for proline only).
+    Rows whose atoms are not there, or not bonded to one another, are left out, so that one table
+    serves all residues (``+N +CD`` is a bond in proline, but not in lysine).
 
     Returns
     -------
@@ -436,12 +509,9 @@ def link_constraints(first: Template, second: Template, geometry: Geometry) -> C
     def known(rows):
         return [row for row in rows if all(a in index for a in row if isinstance(a, str))]
 
-    order, length = [], []
-    for row in known(geometry.bonds):
-        order.append(row[2] if len(row) > 2 else 1.0)
-        length.append(row[3] if len(row) > 3 else 0.0)
-    new = np.array([[index[a] for a in row[:2]] for row in known(geometry.bonds)], np.int64)
-    new = new.reshape(-1, 2)
+    bonds = known(geometry.bonds)
+    order, length = [row[2] for row in bonds], [row[3] for row in bonds]
+    new = np.array([[index[a] for a in row[:2]] for row in bonds], np.int64).reshape(-1, 2)
     elements = np.concatenate([first.elements, second.elements])
     lengths = np.array(
         [d or chemistry.bond_length(elements[i], elements[j], o)
@@ -450,7 +520,10 @@ def link_constraints(first: Template, second: Template, geometry: Geometry) -> C
     bonded = hierarchy.neighbours(
         n, np.concatenate([first.constraints.bonds, second.constraints.bonds + first.n_atoms, new])
     )
-    angles = known(geometry.angles)
+    angles = [
+        row for row in known(geometry.angles)
+        if index[row[0]] in bonded[index[row[1]]] and index[row[2]] in bonded[index[row[1]]]
+    ]  # fmt: skip
     volumes: list[tuple[int, ...]] = []
     for row in known(geometry.planar):
         group = tuple(index[a] for a in row)

@@ -72,6 +72,15 @@ class RadialBasis(nn.Module):
         return wave * (envelope * math.sqrt(2 / self.cutoff))[..., None]
 
 
+def bounded(vectors: Tensor) -> Tensor:
+    """Scale a bead's vectors so that their root mean square stays below 1.
+
+    Products of vectors would otherwise grow without limit where beads lie closer together than
+    in any training structure.
+    """
+    return vectors * torch.rsqrt(1 + (vectors * vectors).sum(1, keepdim=True).mean(2, keepdim=True))
+
+
 class Layer(nn.Module):
     """One message step; ``first`` layers see neighbours without vector features."""
 
@@ -132,7 +141,7 @@ class Layer(nn.Module):
         message_s = self.mix_scalar(sum_s)
         stacked = torch.cat([part.transpose(1, 2).flatten(2) for part in parts_v], dim=2)
         message_v = self.mix_vector(stacked)
-        message_v = message_v + own_v
+        message_v = bounded(message_v + own_v)
         left, right = self.left(message_v), self.right(message_v)
         dots = (left * right).sum(1)
         size = torch.sqrt((message_v * message_v).sum(1) + 1e-6)
@@ -141,7 +150,7 @@ class Layer(nn.Module):
         gate_a, gate_b, gate_c = gates[:, None].split(self.v, dim=2)
         turned = torch.linalg.cross(left, right, dim=1)
         new_v = own_v + gate_a * message_v + gate_b * self.cross(turned) + gate_c * left
-        return self.norm(own_s + grow), new_v
+        return self.norm(own_s + grow), bounded(new_v)
 
 
 class Encoder(nn.Module):

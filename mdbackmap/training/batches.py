@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdbackmap.geometry.calibration import bead_pairs
 from mdbackmap.graph.neighbours import find_pairs, pad, relations
 from mdbackmap.training.config import Noise
 from mdbackmap.training.dataset import SWAPS, Sample
@@ -171,14 +172,6 @@ def far_apart(samples: list[Sample], gap: float = 60.0) -> Sample:
     return join(moved)
 
 
-def bead_bonds(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of beads joined by an atomic bond, and a code of the kind of pair."""
-    pairs = np.sort(sample.atom_bead[sample.bonds[0]], axis=1)
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-    keys = np.sort(sample.bead_key[pairs], axis=1)
-    return pairs, keys[:, 0] * 100_000 + keys[:, 1]
-
-
 def shake(sample: Sample, noise: Noise, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Return bead positions as a simulation might give them, and the noise level told, Å."""
     if rng.random() < noise.clean:
@@ -186,7 +179,8 @@ def shake(sample: Sample, noise: Noise, rng: np.random.Generator) -> tuple[np.nd
     level = rng.uniform(0.02, noise.largest)
     beads = sample.bead_position + rng.normal(0, level, sample.bead_position.shape)
     if noise.stretch:
-        pairs, code = bead_bonds(sample)
+        pairs, _ = bead_pairs(sample.atom_bead, sample.bonds[0], sample.bead_residue)
+        code = np.sort(sample.bead_key[pairs], axis=1) @ np.array([100_000, 1])
         _, kind = np.unique(code, return_inverse=True)
         factor = rng.normal(0, noise.stretch * level / noise.largest, kind.max(initial=0) + 1)
         along = beads[pairs[:, 1]] - beads[pairs[:, 0]]
@@ -240,5 +234,5 @@ def make_batch(
     )  # fmt: skip
 
 
-__all__ = ["SWAPS", "Batch", "bead_bonds", "cut", "far_apart", "join", "make_batch",
+__all__ = ["SWAPS", "Batch", "cut", "far_apart", "join", "make_batch",
            "random_piece", "surround"]  # fmt: skip

@@ -117,7 +117,7 @@ class Builder:
         atom_table = np.array([self._code(self.atoms, key) for key in system.atom_keys])
         residue_table = np.array([self._code(self.residues, t.residue) for t in system.templates])
         for template in system.templates:
-            self.digests[template.residue] = template.digest
+            self.digests[template.residue] = template.placement
         swap = np.zeros((system.n_atoms, SWAPS), dtype=np.int64)
         start = np.concatenate([[0], np.cumsum([system.templates[t].n_atoms
                                                 for t in system.residue_template])])  # fmt: skip

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import ConfigError, ModelError
+from mdbackmap.geometry.calibration import bead_pairs, pair_names
 from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import EncoderConfig
 from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
 from mdbackmap.training.batches import (
     Batch,
-    bead_bonds,
     far_apart,
     make_batch,
     random_piece,
@@ -97,6 +97,36 @@ class Source:
         return far_apart(pieces)
 
 
+def bead_distances(
+    sources: list[Source], vocabulary: Vocabulary, most: int = 500
+) -> dict[str, tuple[float, float]]:
+    """Mean and spread of the distances of bonded beads over (up to ``most`` systems of) each set.
+
+    Calibration compares the beads of a trajectory with them.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    keys, names = np.array(vocabulary.beads), np.array(vocabulary.residues)
+    for source in sources:
+        for k in np.random.default_rng(0).permutation(len(source.samples))[:most]:
+            sample = source.samples[k]
+            pairs, inside = bead_pairs(sample.atom_bead, sample.bonds[0], sample.bead_residue)
+            kinds = pair_names(pairs, inside, keys[sample.bead_key],
+                               names[sample.residue_name[sample.bead_residue]])  # fmt: skip
+            ends = sample.bead_position[pairs]
+            length = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
+            order = np.argsort(kinds, kind="stable")
+            labels, starts = np.unique(kinds[order], return_index=True)
+            for label, values in zip(labels.tolist(), np.split(length[order], starts[1:]),
+                                     strict=True):  # fmt: skip
+                found.setdefault(label, []).append(values)
+    table = {label: np.concatenate(pieces) for label, pieces in sorted(found.items())}
+    return {
+        label: (round(float(values.mean()), 3), round(float(values.std()), 3))
+        for label, values in table.items()
+        if len(values) >= 10
+    }
+
+
 def rmsd(positions: torch.Tensor, batch: Batch) -> float:
     """Heavy-atom RMSD of usable atoms without superposition, Å."""
     squared = ((positions - best_names(positions, batch)) ** 2).sum(1)[batch.usable]
@@ -147,7 +177,7 @@ class Trainer:
         )
         self.step, self.spent, self.best = 0, 0.0, math.inf
         self.output = Path(config.output)
-        self.distances = self._bead_distances()
+        self.distances = bead_distances(self.sources, self.vocabulary)
 
     def _fresh(self) -> HierarchicalVectors:
         v = self.vocabulary
@@ -173,27 +203,6 @@ class Trainer:
                 if key in place:
                     state[name][row] = value[place[key]]
         self.network.load_state_dict(state)
-
-    def _bead_distances(self) -> dict[str, tuple[float, float]]:
-        """Mean and spread of distances of bonded beads over (up to 400 systems of) each set."""
-        found: dict[int, list[np.ndarray]] = {}
-        for source in self.sources:
-            for k in np.random.default_rng(0).permutation(len(source.samples))[:400]:
-                sample = source.samples[k]
-                pairs, code = bead_bonds(sample)
-                gap = np.linalg.norm(
-                    sample.bead_position[pairs[:, 0]] - sample.bead_position[pairs[:, 1]], axis=1
-                )
-                for kind in np.unique(code):
-                    found.setdefault(int(kind), []).append(gap[code == kind])
-        result = {}
-        for kind, pieces in found.items():
-            values = np.concatenate(pieces)
-            if len(values) >= 10:
-                a, b = divmod(kind, 100_000)
-                keys = "|".join(sorted((self.vocabulary.beads[a], self.vocabulary.beads[b])))
-                result[keys] = (round(float(values.mean()), 3), round(float(values.std()), 3))
-        return result
 
     def run(self) -> dict[str, float]:
         """Train for the configured time, going on from an earlier run's state if there is one.

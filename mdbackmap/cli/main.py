@@ -1,0 +1,69 @@
+"""The command line: knows the commands' names, imports one only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from mdbackmap import __version__
+from mdbackmap.errors import MdbackmapError
+
+COMMANDS = {
+    "convert": ("mdbackmap.cli.convert", "Coarse-grained trajectory to atoms."),
+    "map": ("mdbackmap.cli.map", "Atomistic trajectory to beads."),
+    "validate": ("mdbackmap.cli.validate", "Count what is wrong with an atomistic trajectory."),
+    "mapping": ("mdbackmap.cli.mapping", "List, show and check mappings."),
+    "models": ("mdbackmap.cli.models", "List and show trained models."),
+    "prepare": ("mdbackmap.cli.prepare", "Atomistic structures to a training set."),
+    "train": ("mdbackmap.cli.train", "Train a model."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[name][0])
+        return getattr(module, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mdbackmap")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is decided on the way.")
+def cli(verbose: bool) -> None:
+    """Coarse-grained molecular dynamics trajectories, back in atoms."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("mdbackmap")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def main() -> None:
+    """Run the command line; expected errors become one message and exit code 1."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; nothing was written under a final name", err=True)
+        code = 130
+    except MdbackmapError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 1
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

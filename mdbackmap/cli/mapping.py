@@ -1,0 +1,79 @@
+"""``mdbackmap mapping``: list, show and check mapping files."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def mapping() -> None:
+    """List, show and check mappings."""
+
+
+@mapping.command("list")
+def list_() -> None:
+    """List the shipped mappings and their residues."""
+    from mdbackmap.mapping.library import SOLVENT, Library, shipped
+
+    for name in [*shipped(), SOLVENT]:
+        library = Library.load([name])
+        kinds: dict[str, list[str]] = {}
+        for template in library.templates:
+            if template.has_atoms != (name == SOLVENT):
+                kinds.setdefault(template.kind, []).append(template.residue)
+        click.echo(name + (" (always loaded)" if name == SOLVENT else ""))
+        for kind, residues in sorted(kinds.items()):
+            click.echo(f"  {kind}: {' '.join(sorted(set(residues)))}")
+
+
+@mapping.command()
+@click.argument("residue")
+@click.option("--mapping", "names", multiple=True, default=("martini3",), show_default=True,
+              metavar="NAME|PATH")  # fmt: skip
+def show(residue: str, names: tuple[str, ...]) -> None:
+    """Show how RESIDUE (name or alias) is mapped: beads, atoms, anchors, levels."""
+    from mdbackmap.errors import MappingError
+    from mdbackmap.mapping.library import Library
+
+    library = Library.load(names)
+    found = library.candidates(residue)
+    if not found:
+        raise MappingError(f"residue '{residue}': not in {library.source}; "
+                           "'mdbackmap mapping list' names all")  # fmt: skip
+    for template in found:
+        spec = template.spec
+        click.echo(f"{template.residue}  {spec.name}  ({template.kind}; beads at the centre of "
+                   f"{spec.centre}, hydrogens {spec.hydrogens})")  # fmt: skip
+        if spec.aliases:
+            click.echo(f"  also called {' '.join(spec.aliases)}")
+        if spec.source:
+            click.echo(f"  source: {spec.source}")
+        for b, bead in enumerate(template.bead_names):
+            click.echo(f"  {bead}")
+            for (k, atom), share in zip(template.members, template.shares, strict=True):
+                if k != b:
+                    continue
+                own = template.atom_bead[atom] == b
+                anchor = template.anchors[atom]
+                text = f"share {share:.3g}" if share < 0.999 else ""
+                if own:
+                    hung = template.names[anchor] if anchor >= 0 else f"bead {bead}"
+                    text += f"  level {template.levels[atom]}, hangs from {hung}"
+                click.echo(f"    {template.names[atom]:5s}{template.elements[atom]:3s}{text}")
+
+
+@mapping.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+def check(paths: tuple[str, ...]) -> None:
+    """Check mapping files (or folders of them) and say what they hold."""
+    from mdbackmap.mapping.library import load_templates
+
+    for path in paths:
+        for template in load_templates(path):
+            terms = template.constraints
+            click.echo(
+                f"{template.source}: {template.residue}, {template.n_beads} beads, "
+                f"{template.n_atoms} heavy atoms, {len(terms.bonds)} bonds, "
+                f"{int((terms.volume > 0.5).sum())} stereocentres, "
+                f"{int(template.levels.max(initial=0))} levels: good"
+            )

@@ -1,0 +1,239 @@
+"""One frame in, one frame out: composes the rooms, knows no file format."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mdbackmap.errors import FrameError, ModelError, listing
+from mdbackmap.geometry.boxes import Unwrapper
+from mdbackmap.geometry.calibration import BeadCalibration, changes, lengths_by_kind
+from mdbackmap.geometry.idealise import Idealiser
+from mdbackmap.graph.chunks import BeadGraph
+from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.mapping.system import System
+from mdbackmap.models import checkpoint as checkpoints
+from mdbackmap.models.checkpoint import Checkpoint
+from mdbackmap.models.hierarchical import place_atoms
+from mdbackmap.models.library import resolve
+from mdbackmap.models.predict import Chunk, predict_in_chunks
+from mdbackmap.vocabulary import Vocabulary, match
+
+_log = logging.getLogger("mdbackmap")
+
+CHUNK_SIZE = 4000
+"""Beads predicted together; about 60 MB of memory."""
+SIMULATED_NOISE = 0.2
+"""Å per axis the network is told for simulated beads, chosen on real trajectories (docs: models)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How frames are backmapped.
+
+    Attributes
+    ----------
+    chunk_size : int
+        Beads predicted together. Changes memory, not the answer.
+    device : str
+        ``cpu`` or ``cuda``.
+    calibrate : bool
+        Move beads first so that force-field bond lengths become mapped ones.
+    idealise : bool
+        Put local geometry right afterwards.
+    noise : float or None
+        Å per axis the bead positions are believed to be off; None: 0 for beads that have the
+        bond lengths of mapped structures, `SIMULATED_NOISE` otherwise.
+    """
+
+    chunk_size: int = CHUNK_SIZE
+    device: str = "cpu"
+    calibrate: bool = True
+    idealise: bool = True
+    noise: float | None = None
+
+
+class Backmapper:
+    """Backmaps frames of one system with one model; everything static is worked out here.
+
+    Parameters
+    ----------
+    system : System
+    model : str, Path or Checkpoint
+        Name of a shipped model, a weights file, or a loaded checkpoint.
+    options : Options, optional
+
+    Raises
+    ------
+    ModelError
+        The model does not know beads of the system; lists the residues.
+    """
+
+    def __init__(
+        self, system: System, model: str | Path | Checkpoint = "martini3",
+        options: Options | None = None,
+    ) -> None:  # fmt: skip
+        self.system, self.options = system, options or Options()
+        _check_device(self.options.device)
+        self._model = model
+        self._checkpoint: Checkpoint | None = None
+        self.vocabulary: Vocabulary = match(system, self.checkpoint)
+        self.unwrap = Unwrapper(system.bead_parent)
+        self.idealiser = Idealiser(
+            system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
+            system.omegas, system.omega_may_be_cis,
+        )  # fmt: skip
+        order = np.argsort(system.atom_bead, kind="stable")
+        self._order = torch.from_numpy(order)
+        self._sorted_bead = torch.from_numpy(system.atom_bead[order])
+        self._sorted_key = self.vocabulary.atom[self._order]
+        self._anchors = torch.from_numpy(system.anchors)
+        self._levels = torch.from_numpy(system.levels)
+        self._atom_bead = torch.from_numpy(system.atom_bead)
+        self.calibration = BeadCalibration(
+            np.zeros((0, 2), np.int64), np.zeros(0), np.ones(system.n_beads)
+        )
+        self.noise = self.options.noise or 0.0
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded model; read again where a process got this object by pickle."""
+        if self._checkpoint is None:
+            model = self._model
+            loaded = model if isinstance(model, Checkpoint) else checkpoints.load(resolve(model))
+            loaded.network.to(self.options.device)
+            self._checkpoint = loaded
+        return self._checkpoint
+
+    def __getstate__(self) -> dict:
+        """Pickle the model by name, so that workers load it themselves."""
+        keep_model = isinstance(self._model, Checkpoint)
+        return {**self.__dict__, "_checkpoint": self._checkpoint if keep_model else None}
+
+    def calibrate(self, frames: Iterable[np.ndarray], boxes: Iterable[np.ndarray | None]) -> None:
+        """Learn the force field's bead bond lengths from some frames.
+
+        Parameters
+        ----------
+        frames : iterable of ndarray, shape=(n_beads, 3), Å
+            Beads of the system, in any image.
+        boxes : iterable of ndarray, shape=(3, 3), Å, or None
+        """
+        if not self.options.calibrate:
+            return
+        pairs, kind, mean, spread = self.vocabulary.bead_distances
+        if not len(pairs):
+            return
+        total, count, n_frames = np.zeros(len(mean)), np.zeros(len(mean)), 0
+        for beads, box in zip(frames, boxes, strict=True):
+            whole = self.unwrap(beads, box)
+            sums, numbers = lengths_by_kind(whole, pairs, kind, len(mean))
+            total, count, n_frames = total + sums, count + numbers, n_frames + 1
+        observed = total / np.maximum(count, 1)
+        # Frames of one trajectory are not independent of one another.
+        change = changes(observed, count / np.sqrt(max(n_frames, 1)), mean, spread)
+        self.calibration = BeadCalibration(pairs, change[kind], self.vocabulary.mobility)
+        simulated = np.average(change != 0, weights=count) > 0.2
+        if self.options.noise is None:
+            self.noise = SIMULATED_NOISE if simulated else 0.0
+        _log.info(
+            "bead bonds: %d of %d kinds differ from mapped structures; noise level %.2f Å",
+            int((change != 0).sum()), len(change), self.noise,
+        )  # fmt: skip
+
+    def __call__(
+        self, beads: np.ndarray, box: np.ndarray | None = None, frame: int = 0
+    ) -> np.ndarray:
+        """Backmap one frame.
+
+        Parameters
+        ----------
+        beads : ndarray, shape=(n_beads, 3), Å
+            Beads of the system in its order, in any image.
+        box : ndarray, shape=(3, 3), Å, or None
+        frame : int
+            Number of the frame, for messages.
+
+        Returns
+        -------
+        ndarray, shape=(n_atoms, 3), float32, Å
+            Molecules are whole; each stays at the image of its first bead.
+
+        Raises
+        ------
+        FrameError
+            Beads that are no numbers or on top of one another.
+        """
+        beads = np.asarray(beads, dtype=np.float32)
+        self._check(beads, frame)
+        whole = self.unwrap(beads, box)
+        moved = self.calibration(whole)
+        graph = self._graph(moved, box)
+        network, device = self.checkpoint.network, self.options.device
+        vectors = predict_in_chunks(
+            network,
+            self.vocabulary.bead.to(device),
+            self.vocabulary.residue.to(device),
+            torch.full((self.system.n_beads,), float(self.noise), device=device),
+            lambda: self._chunks(graph),
+            self._sorted_bead.to(device),
+            self._sorted_key.to(device),
+        ).cpu()
+        with torch.inference_mode():
+            ordered = torch.empty_like(vectors)
+            ordered[self._order] = vectors
+            positions = place_atoms(
+                ordered, self._anchors, self._levels, self._atom_bead, torch.from_numpy(moved)
+            )
+            if self.options.idealise:
+                positions = self.idealiser(positions, torch.from_numpy(whole))
+        result = positions.numpy()
+        if not np.isfinite(result).all():
+            raise FrameError(f"frame {frame}: the prediction is not a number; please report this")
+        return result
+
+    def _graph(self, beads: np.ndarray, box: np.ndarray | None) -> BeadGraph:
+        system = self.system
+        first, second, vectors = find_pairs(beads, box, self.checkpoint.cutoff)
+        relation = relations(
+            first, second, system.bead_residue, system.next_residue, system.bridges
+        )
+        return BeadGraph(system.n_beads, first, second, vectors, relation)
+
+    def _chunks(self, graph: BeadGraph) -> Iterator[Chunk]:
+        device = self.options.device
+        for start, stop, near in graph.chunks(self.options.chunk_size):
+            arrays = (near.index, near.vectors, near.relation, near.present)
+            yield Chunk(start, stop, *(torch.from_numpy(a).to(device) for a in arrays))
+
+    def _check(self, beads: np.ndarray, frame: int) -> None:
+        if beads.shape != (self.system.n_beads, 3):
+            raise FrameError(
+                f"frame {frame}: {len(beads)} beads, expected {self.system.n_beads}"
+            )
+        bad = np.flatnonzero(~np.isfinite(beads).all(axis=1))
+        if len(bad) == 0 and np.abs(beads).max() > 1e6:
+            bad = np.flatnonzero(np.abs(beads).max(axis=1) > 1e6)
+        if len(bad):
+            table = self.system.beads
+            rows = [
+                f"{table.resnames[i]} {table.resids[i]} {table.names[i]}: {beads[i].tolist()}"
+                for i in bad
+            ]
+            raise FrameError(
+                f"frame {frame}: {len(bad)} beads have no usable position\n{listing(rows, 5)}"
+            )
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device '{device}': expected cpu, cuda or cuda:N") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device '{device}': this torch sees no GPU; use --device cpu")

@@ -1,0 +1,164 @@
+"""Fitting a system's beads and atoms to what a model has learnt.
+
+Keys say what a bead is made of (``PO4:C11,O11,...``); equal keys mean the same thing in every
+molecule, so a lipid built from known parts works without training. A bead whose key is new but
+nearly a known one borrows its weights, and the user is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdbackmap.errors import ModelError, listing
+from mdbackmap.mapping.system import System
+from mdbackmap.models.checkpoint import Checkpoint
+
+_log = logging.getLogger("mdbackmap")
+
+ENOUGH_IN_COMMON = 0.5
+"""Share of atoms (of both beads together) that a borrowed bead must have in common."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Indices into a model's embeddings.
+
+    Attributes
+    ----------
+    bead, residue : Tensor, shape=(n_beads,), int64
+    atom : Tensor, shape=(n_atoms,), int64
+    bead_distances : tuple of ndarray
+        ``pairs`` (m, 2), ``kind`` (m,), and per kind the mean and spread in mapped structures, Å.
+    mobility : ndarray, shape=(n_beads,)
+        How readily calibration moves a bead.
+    borrowed : dict
+        Bead keys the model does not know → the key whose weights they borrow.
+    """
+
+    bead: Tensor
+    residue: Tensor
+    atom: Tensor
+    bead_distances: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    mobility: np.ndarray
+    borrowed: dict[str, str]
+
+
+def match(system: System, model: Checkpoint) -> Vocabulary:
+    """Fit a system to a model.
+
+    Raises
+    ------
+    ModelError
+        Lists every residue whose beads the model does not know, and residues whose mapping
+        places beads otherwise than the one the model was trained with.
+    """
+    beads = {key: k for k, key in enumerate(model.bead_keys)}
+    atoms = {key: k for k, key in enumerate(model.atom_keys)}
+    residues = {name: k for k, name in enumerate(model.residues)}
+    borrowed: dict[str, str] = {}
+    for key in system.bead_keys:
+        if key not in beads:
+            near = _nearest(key, model.bead_keys)
+            if near:
+                borrowed[key] = near
+    _refuse_unknown(system, model, beads, borrowed)
+    bead_table = np.array([beads[borrowed.get(key, key)] for key in system.bead_keys])
+    atom_table = np.array(
+        [_atom_index(key, atoms, borrowed) for key in system.atom_keys], dtype=np.int64
+    )
+    for key, other in borrowed.items():
+        _log.warning("bead %s is new to the model; it borrows the weights of %s", key, other)
+    names = system.residue_names[system.bead_residue]
+    residue_of = {name: residues.get(name, 0) for name in np.unique(names)}
+    residue = np.array([residue_of[name] for name in names], dtype=np.int64)
+    return Vocabulary(
+        bead=torch.from_numpy(bead_table[system.bead_key].astype(np.int64)),
+        residue=torch.from_numpy(residue),
+        atom=torch.from_numpy(atom_table[system.atom_key]),
+        bead_distances=_distances(system, model),
+        mobility=_mobility(system),
+        borrowed=borrowed,
+    )
+
+
+def _parts(key: str) -> tuple[str, set[str]]:
+    bead, _, atoms = key.partition(":")
+    return bead, set(atoms.split(","))
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The known bead of the same name with most atoms in common, if it has enough."""
+    bead, atoms = _parts(key)
+    best, score = None, ENOUGH_IN_COMMON
+    for other in known:
+        name, theirs = _parts(other)
+        common = len(atoms & theirs) / len(atoms | theirs)
+        if name == bead and common >= score:
+            best, score = other, common
+    return best
+
+
+def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> int:
+    bead, _, atom = key.rpartition("/")
+    if key in atoms:
+        return atoms[key]
+    lent = borrowed.get(bead, bead)
+    same = f"{lent}/{atom}"
+    if same in atoms:
+        return atoms[same]
+    # An atom the lending bead does not have starts where its first atom is; idealisation
+    # moves it to its bonds.
+    return next(index for name, index in atoms.items() if name.startswith(f"{lent}/"))
+
+
+def _refuse_unknown(
+    system: System, model: Checkpoint, beads: dict[str, int], borrowed: dict[str, str]
+) -> None:
+    rows = []
+    for template in system.templates:
+        unknown = [k for k in template.bead_keys if k not in beads and k not in borrowed]
+        if unknown:
+            rows.append(
+                f"{template.residue} ({template.source}): beads "
+                + ", ".join(k.partition(":")[0] for k in unknown)
+            )
+            continue
+        digest = model.digests.get(template.residue)
+        if digest and template.placement and digest != template.placement:
+            rows.append(
+                f"{template.residue} ({template.source}): places its beads otherwise than the "
+                "mapping the model was trained with"
+            )
+    if rows:
+        raise ModelError(
+            f"model {model.card.get('name', '')} ({model.source}) does not fit the mapping of "
+            f"these residues:\n{listing(sorted(set(rows)), 20)}\n"
+            "  Hint: choose the mapping the model was trained with (mdbackmap models show), or "
+            "train one."
+        )
+
+
+def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:
+    pairs, names = system.bead_pairs()
+    kinds, kind = np.unique(names, return_inverse=True)
+    known = np.array([k in model.bead_distances for k in kinds], dtype=bool)
+    keep = known[kind] if len(kind) else np.zeros(0, bool)
+    place = np.cumsum(known) - 1
+    table = np.array([model.bead_distances[k] for k in kinds[known]]).reshape(-1, 2)
+    return pairs[keep], place[kind[keep]] if len(kind) else kind, table[:, 0], table[:, 1]
+
+
+def _mobility(system: System) -> np.ndarray:
+    """Beads that bond a residue to its neighbours hold still, all others move."""
+    mobility = np.ones(system.n_beads)
+    linked = system.next_residue >= 0
+    chain = linked.copy()
+    chain[system.next_residue[linked]] = True
+    first = np.flatnonzero(np.diff(system.bead_residue, prepend=-1))
+    mobility[first[chain]] = 0.05
+    return mobility
