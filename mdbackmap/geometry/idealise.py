@@ -12,6 +12,8 @@ doi:10.1016/j.jvcir.2007.01.005.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,8 +22,11 @@ from mdbackmap.geometry.constraints import Constraints
 
 CLOSEST_14 = 2.6
 """Å; atoms three bonds apart come no closer (a gauche butane has 3.0, an eclipsed one 2.6)."""
-TRANS_PEPTIDE, CIS_PEPTIDE = 3.80, 2.94
-"""Å between the CA atoms of a planar peptide bond."""
+SLACK = 0.3
+"""Å^3 the volume of a stereocentre may be off; planes have none."""
+TURN = 0.5
+"""Radians of a torsion's error that one sweep takes back at most."""
+MOMENTUM = 0.6
 
 
 class Idealiser:
@@ -45,42 +50,42 @@ class Idealiser:
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
-        n_beads: int, omegas: np.ndarray, may_be_cis: np.ndarray, *, sweeps: int = 24,
+        n_beads: int, omegas: np.ndarray, may_be_cis: np.ndarray, *, sweeps: int = 32,
         hold: float = 0.1,
     ) -> None:  # fmt: skip
-        self.n_atoms, self.n_beads, self.sweeps, self.hold = n_atoms, n_beads, sweeps, hold
-        pairs, distance = _exact_pairs(constraints, omegas)
+        self.sweeps, self.hold = sweeps, hold
+        pairs, distance = _exact_pairs(constraints)
         apart = _pairs_14(constraints, pairs)
         self.n_exact = len(pairs)
-        self.n_omega = len(omegas)
-        pairs = np.concatenate([omegas[:, [0, 3]], pairs, apart])
-        self.pairs = torch.from_numpy(np.ascontiguousarray(pairs))
-        self.distance = torch.from_numpy(
-            np.concatenate([
-                np.full(len(omegas), TRANS_PEPTIDE), distance, np.full(len(apart), CLOSEST_14)
-            ]).astype(np.float32)
-        )  # fmt: skip
-        torsions, ends, halfway = _fixed_torsions(constraints, omegas)
-        # A 1-4 distance alone hardly resists twisting near cis; the plane does.
-        quads = np.concatenate([constraints.volumes, torsions])
-        volume = np.concatenate([constraints.volume, np.zeros(len(torsions))])
-        self.n_volumes = len(constraints.volumes)
-        self.halfway = torch.from_numpy(halfway.astype(np.float32))
-        self.wants_cis = torch.from_numpy(ends < halfway)
-        self.quads = torch.from_numpy(np.ascontiguousarray(quads))
-        self.volume = torch.from_numpy(volume.astype(np.float32))
-        self.omegas = torch.from_numpy(np.ascontiguousarray(omegas))
-        self.may_be_cis = torch.from_numpy(may_be_cis)
-        count = np.bincount(pairs[:-len(apart) or None].ravel(), minlength=n_atoms)
-        count = count + np.bincount(quads.ravel(), minlength=n_atoms)
-        # Dividing by the full count is safe but slow; constraints rarely all pull one way.
-        self.rate = torch.from_numpy((1.0 / np.maximum(count, 1.0) ** 0.75).astype(np.float32))
-        self.members = torch.from_numpy(np.ascontiguousarray(members))
-        self.weights = torch.from_numpy(weights.astype(np.float32))
-        share = np.zeros(n_atoms)
-        np.add.at(share, members[:, 1], 1.0)
-        self.per_atom = torch.from_numpy((1.0 / np.maximum(share, 1.0)).astype(np.float32))
+        pairs = np.concatenate([pairs, apart])
+        self.distance = _reals(np.concatenate([distance, np.full(len(apart), CLOSEST_14)]))
 
+        torsions, torsion, may_be_cis = _fixed_torsions(constraints, omegas, may_be_cis)
+        self.torsion, self.may_be_cis = _reals(torsion), torch.from_numpy(may_be_cis)
+
+        # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
+        loose = ~np.isin(_middle(constraints.volumes, n_atoms), _middle(torsions, n_atoms))
+        quads, volume = constraints.volumes[loose], constraints.volume[loose]
+        self.volume = _reals(volume)
+        self.slack = _reals(np.where(volume > 0.5, SLACK, 0.0))
+
+        self.first, self.second = _columns(pairs).chunk(2)
+        self.centres, self.around = _columns(quads[:, :1]), _columns(quads[:, 1:])
+        # The gradients are cross products of neighbouring columns, going round.
+        self.quads = _columns(quads[:, [0, 1, 2, 3, 1, 2]])
+        self.torsions = _columns(torsions)
+        count = np.bincount(pairs[: self.n_exact].ravel(), minlength=n_atoms)
+        count += np.bincount(quads.ravel(), minlength=n_atoms)
+        count += np.bincount(torsions.ravel(), minlength=n_atoms)
+        # Dividing by the full count is safe but slow; constraints rarely all pull one way.
+        self.rate = _reals(1.0 / np.maximum(count, 1.0) ** 0.5)
+
+        self.bead, self.member = _columns(members).chunk(2)
+        self.weights = _reals(weights)
+        share = np.bincount(members[:, 1], minlength=n_atoms)
+        self.share = _reals(1.0 / share[members[:, 1]])
+
+    @torch.no_grad()
     def __call__(self, positions: Tensor, beads: Tensor) -> Tensor:
         """Return positions with ideal local geometry.
 
@@ -97,128 +102,135 @@ class Idealiser:
             their side. Torsions about single bonds are not touched; clashes between residues
             are not looked for.
         """
-        distance = self._with_cis(positions)
-        before = positions
+        # Rows x, y, z, x, y: cross products are then differences of products of slices.
+        rows = positions.T[[0, 1, 2, 0, 1]]
+        moving, again = rows[:3], rows[3:]
+        beads = beads.T.contiguous()
+        target = self._torsion_targets(rows)
+        speed = torch.zeros_like(moving)
         for sweep in range(self.sweeps):
-            step = self._distance_step(positions, distance) + self._volume_step(positions)
-            step = step * self.rate[:, None]
+            step = torch.zeros_like(moving)
+            self._add_pairs(step, moving)
+            if len(self.volume):
+                self._add_volumes(step, rows)
+            if len(target):
+                self._add_torsions(step, rows, target)
+            step *= self.rate
             # Beads are let go at the end: bonds have the last word.
             hold = self.hold * min(1.0, 2.0 * (1 - sweep / self.sweeps) - 0.5)
             if hold > 0:
-                step = step + hold * self._bead_step(positions, beads)
-            momentum = 0.6 if sweep > 2 else 0.0
-            positions, before = positions + step + momentum * (positions - before), positions
-        return positions
+                self._add_beads(step, moving, beads, hold)
+            speed = step.add_(speed, alpha=MOMENTUM if sweep > 3 else 0.0)
+            moving += speed
+            again.copy_(moving[:2])
+        return moving.T.contiguous()
 
-    def _with_cis(self, positions: Tensor) -> Tensor:
-        if not self.n_omega:
-            return self.distance
-        ends = positions[self.omegas[:, 3]] - positions[self.omegas[:, 0]]
-        cis = self.may_be_cis & (ends.norm(dim=1) < 0.5 * (TRANS_PEPTIDE + CIS_PEPTIDE))
-        distance = self.distance.clone()
-        distance[: self.n_omega] = torch.where(cis, CIS_PEPTIDE, TRANS_PEPTIDE)
-        return distance
+    def _add_pairs(self, step: Tensor, positions: Tensor) -> None:
+        gap = positions.index_select(1, self.second) - positions.index_select(1, self.first)
+        length = (gap * gap).sum(0).add_(1e-8).sqrt_()
+        error = length - self.distance
+        error[self.n_exact :].clamp_(max=0.0)
+        gap *= error.div_(length).mul_(0.5)
+        step.index_add_(1, self.first, gap)
+        step.index_add_(1, self.second, gap.neg_())
 
-    def _distance_step(self, positions: Tensor, distance: Tensor) -> Tensor:
-        first, second = self.pairs[:, 0], self.pairs[:, 1]
-        gap = positions[second] - positions[first]
-        length = torch.sqrt((gap * gap).sum(1) + 1e-8)
-        error = length - distance
-        loose = self.n_omega + self.n_exact
-        error[loose:] = error[loose:].clamp(max=0.0)
-        push = gap * (0.5 * error / length)[:, None]
-        step = torch.zeros_like(positions)
-        step.index_add_(0, first, push)
-        step.index_add_(0, second, -push)
-        return step
+    def _add_volumes(self, step: Tensor, rows: Tensor) -> None:
+        points = rows.index_select(1, self.quads).view(5, 6, -1)
+        arms = points[:, 1:] - points[:, :1]
+        gradients = _cross(arms[:, 1:4], arms[:, 2:5])
+        centre = gradients.sum(1)
+        error = (arms[:3, 0] * gradients[:, 0]).sum(0) - self.volume
+        error -= error.clamp(-self.slack, self.slack)
+        size = (gradients * gradients).sum((0, 1)) + (centre * centre).sum(0)
+        error /= size.clamp_(min=1.0)
+        step.index_add_(1, self.centres, centre.mul_(error))
+        step.index_add_(1, self.around, gradients.mul_(error).neg_().flatten(1))
 
-    def _volume_step(self, positions: Tensor) -> Tensor:
-        step = torch.zeros_like(positions)
-        if not len(self.quads):
-            return step
-        x, a, b, c = positions[self.quads].unbind(1)
-        a, b, c = a - x, b - x, c - x
-        ga, gb, gc = torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)
-        gx = -(ga + gb + gc)
-        error = (a * ga).sum(1) - self.volume
-        # Stereocentres may breathe a little; planes may not.
-        slack = torch.where(self.volume > 0.5, 0.3, 0.0)
-        error = torch.sign(error) * (error.abs() - slack).clamp(min=0.0)
-        # Both sides of a fixed torsion are flat: its plane counts once it is on its side.
-        own = slice(self.n_volumes, None)
-        last = positions[self.quads[own, 3]] - positions[self.quads[own, 0]]
-        on_side = (last.norm(dim=1) < self.halfway) == self.wants_cis
-        error = torch.cat([error[: self.n_volumes], error[own] * on_side])
-        size = (ga * ga).sum(1) + (gb * gb).sum(1) + (gc * gc).sum(1) + (gx * gx).sum(1)
-        scale = (-error / size.clamp(min=1.0))[:, None]
-        for column, gradient in enumerate((gx, ga, gb, gc)):
-            step.index_add_(0, self.quads[:, column], gradient * scale)
-        return step
+    def _add_torsions(self, step: Tensor, rows: Tensor, target: Tensor) -> None:
+        arms, normals = self._torsion_planes(rows)
+        error = _torsion_angle(arms, normals) - target
+        error -= 2 * math.pi * torch.round(error / (2 * math.pi))
+        # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
+        # the normals at the ends, what keeps force and torque zero between them.
+        axis = arms[:, 1:2]
+        square = axis.square().sum(0)
+        ends = normals * (square.sqrt() / normals.square().sum(0).clamp_(min=0.1))
+        start, stop = ends.unbind(1)
+        before, after = (arms[:, ::2] * axis).sum(0) / square
+        second = (1 + before) * start + after * stop
+        gradients = torch.stack([-start, second, start - stop - second, stop], dim=1)
+        error = error.clamp_(-TURN, TURN) / gradients.square().sum((0, 1)).clamp_(min=0.1)
+        step.index_add_(1, self.torsions, gradients.mul_(error).neg_().flatten(1))
 
-    def _bead_step(self, positions: Tensor, beads: Tensor) -> Tensor:
-        bead, atom = self.members[:, 0], self.members[:, 1]
-        centre = torch.zeros_like(beads)
-        centre.index_add_(0, bead, positions[atom] * self.weights[:, None])
-        step = torch.zeros_like(positions)
-        step.index_add_(0, atom, (beads - centre)[bead])
-        return step * self.per_atom[:, None]
+    def _add_beads(self, step: Tensor, positions: Tensor, beads: Tensor, hold: float) -> None:
+        inside = positions.index_select(1, self.member) * self.weights
+        off = beads - torch.zeros_like(beads).index_add_(1, self.bead, inside)
+        step.index_add_(1, self.member, off.index_select(1, self.bead) * (hold * self.share))
+
+    def _torsion_planes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The three bonds of each torsion, shape (3, 3, n), and its planes' normals, (3, 2, n)."""
+        points = rows.index_select(1, self.torsions).view(5, 4, -1)
+        arms = points[:, 1:] - points[:, :-1]
+        return arms[:3], _cross(arms[:, :2], arms[:, 1:])
+
+    def _torsion_targets(self, rows: Tensor) -> Tensor:
+        """Angles the fixed torsions are turned to, radians; some stay as they are predicted."""
+        if not self.may_be_cis.any():
+            return self.torsion
+        cis = self.may_be_cis & (_torsion_angle(*self._torsion_planes(rows)).cos() > 0)
+        return torch.where(cis, 0.0, self.torsion)
 
 
-def _exact_pairs(constraints: Constraints, omegas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bonds, 1-3 pairs from angles, 1-4 pairs of fixed torsions; each pair once, bonds first."""
-    bonds, angles, torsions = constraints.bonds, constraints.angles, constraints.torsions
-    n = 1 + max((int(t.max(initial=0)) for t in (bonds, angles, torsions)), default=0)
-    length, _ = _look_ups(constraints, n)
+def _reals(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def _columns(table: np.ndarray) -> Tensor:
+    """All of the first column, then all of the second, ..."""
+    return torch.from_numpy(np.ascontiguousarray(table.T, dtype=np.int64).ravel())
+
+
+def _cross(first: Tensor, second: Tensor) -> Tensor:
+    """Cross product of vectors with rows x, y, z, x, y."""
+    return first[1:4] * second[2:5] - first[2:5] * second[1:4]
+
+
+def _torsion_angle(arms: Tensor, normals: Tensor) -> Tensor:
+    sine = arms[:, 1].square().sum(0).sqrt_() * (arms[:, 0] * normals[:, 1]).sum(0)
+    return torch.atan2(sine, (normals[:, 0] * normals[:, 1]).sum(0))
+
+
+def _exact_pairs(constraints: Constraints) -> tuple[np.ndarray, np.ndarray]:
+    """Bonds and the ends of angles, each pair once, bonds first; and their distances, Å."""
+    bonds, angles = constraints.bonds, constraints.angles
+    n = 1 + max(int(bonds.max(initial=0)), int(angles.max(initial=0)))
+    key = _pair_key(bonds, n)
+    order = np.argsort(key)
+
+    def length(pairs: np.ndarray) -> np.ndarray:
+        return constraints.bond_length[order[np.searchsorted(key[order], _pair_key(pairs, n))]]
+
     a, b = length(angles[:, :2]), length(angles[:, 1:])
     across = np.sqrt(a**2 + b**2 - 2 * a * b * np.cos(np.radians(constraints.angle)))
-    torsions, ends, _ = _fixed_torsions(constraints, omegas)
-    pairs = np.concatenate([bonds, angles[:, [0, 2]], torsions[:, [0, 3]]])
-    distance = np.concatenate([constraints.bond_length, across, ends])
+    pairs = np.concatenate([bonds, angles[:, [0, 2]]])
+    distance = np.concatenate([constraints.bond_length, across])
     _, first = np.unique(_pair_key(pairs, n), return_index=True)
     first = np.sort(first)
     return pairs[first], distance[first]
 
 
-def _look_ups(constraints: Constraints, n: int):
-    """Functions that give bond lengths (Å) of pairs and angles (radians) of triples of atoms."""
-    key = _pair_key(constraints.bonds, n)
-    order = np.argsort(key)
-    triples = constraints.angles
-    triple_key = triples[:, 1].astype(np.int64) * n * n + _pair_key(triples[:, [0, 2]], n)
-    triple_order = np.argsort(triple_key)
-
-    def length(pairs: np.ndarray) -> np.ndarray:
-        place = np.searchsorted(key[order], _pair_key(pairs, n))
-        return constraints.bond_length[order][place]
-
-    def angle(rows: np.ndarray) -> np.ndarray:
-        wanted = rows[:, 1].astype(np.int64) * n * n + _pair_key(rows[:, [0, 2]], n)
-        place = np.searchsorted(triple_key[triple_order], wanted)
-        return np.radians(constraints.angle[triple_order[place]])
-
-    return length, angle
-
-
 def _fixed_torsions(
-    constraints: Constraints, omegas: np.ndarray
+    constraints: Constraints, omegas: np.ndarray, may_be_cis: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Torsions held cis or trans, the distance of their ends there, and that at 90 degrees, Å.
-
-    Peptide torsions are not among them: those before proline are decided frame by frame.
-    """
-    torsions = constraints.torsions
+    """Torsions held cis or trans with their angles, radians, and which may be cis all the same."""
     n = 1 + int(constraints.bonds.max(initial=0))
-    keep = ~np.isin(_quad_key(torsions, n), _quad_key(omegas, n))
-    torsions, sign = torsions[keep], np.cos(np.radians(constraints.torsion[keep]))
-    if not len(torsions):
-        return torsions, np.zeros(0), np.zeros(0)
-    length, angle = _look_ups(constraints, n)
-    b1, b2, b3 = (length(torsions[:, [k, k + 1]]) for k in range(3))
-    t1, t2 = angle(torsions[:, :3]), angle(torsions[:, 1:])
-    along = b2 - b1 * np.cos(t1) - b3 * np.cos(t2)
-    left, right = b1 * np.sin(t1), b3 * np.sin(t2)
-    ends = np.sqrt(along**2 + left**2 + right**2 - 2 * sign * left * right)
-    return torsions, ends, np.sqrt(along**2 + left**2 + right**2)
+    other = ~np.isin(_middle(constraints.torsions, n), _middle(omegas, n))
+    torsion = np.radians(constraints.torsion[other])
+    return (
+        np.concatenate([constraints.torsions[other], omegas]),
+        np.concatenate([torsion, np.full(len(omegas), math.pi)]),
+        np.concatenate([np.zeros(len(torsion), dtype=bool), may_be_cis]),
+    )
 
 
 def _pairs_14(constraints: Constraints, known: np.ndarray) -> np.ndarray:
@@ -246,5 +258,6 @@ def _pair_key(pairs: np.ndarray, n: int) -> np.ndarray:
     return np.minimum(pairs[:, 0], pairs[:, 1]) * n + np.maximum(pairs[:, 0], pairs[:, 1])
 
 
-def _quad_key(quads: np.ndarray, n: int) -> np.ndarray:
-    return quads[:, 0].astype(np.int64) * n + quads[:, 3]
+def _middle(rows: np.ndarray, n: int) -> np.ndarray:
+    """One number per central bond of rows of four."""
+    return _pair_key(rows[:, 1:3], n)

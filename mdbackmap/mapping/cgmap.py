@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mdbackmap.errors import MappingFileError, listing
 from mdbackmap.mapping.chemistry import element_of
@@ -57,8 +58,8 @@ def is_cgmap(table: Located) -> bool:
 def convert(table: Located, source: str) -> MappingSpec:
     """Turn a CGmap/HEroBM file into a mapping.
 
-    Bonds are not part of that format: the anchors it gives stand in for them, which keeps the
-    molecule connected but gives no ideal geometry beyond bond lengths.
+    Bonds are not part of that format. Anchors stand in for them, which is a guess and need not
+    connect the molecule; `library.load_spec` knows better where a shipped residue has the atoms.
 
     Returns
     -------
@@ -101,7 +102,7 @@ def convert(table: Located, source: str) -> MappingSpec:
     content = {
         "residue": names[0],
         "aliases": names[1:],
-        "source": f"CGmap/HEroBM file {source}",
+        "source": f"CGmap/HEroBM file {Path(source).name}",
         "centre": "mass",
         "hydrogens": "ignored",
         "beads": {bead: centres.get(bead) for bead in beads if bead in held},

@@ -16,7 +16,7 @@ from typing import Any
 
 from mdbackmap.errors import MappingError, MappingFileError, listing
 from mdbackmap.mapping import cgmap, strict_yaml
-from mdbackmap.mapping.schema import MappingSpec, parse
+from mdbackmap.mapping.schema import Geometry, MappingSpec, parse
 from mdbackmap.mapping.strict_yaml import Located
 from mdbackmap.mapping.template import Template, compile_template
 
@@ -111,9 +111,9 @@ class Library:
             kept = [i for i, b in enumerate(found) if b in spec.beads]
             rest = [b for i, b in enumerate(found) if i not in set(kept)]
             names = [found[i] for i in kept]
-            if set(names) == set(spec.beads) and len(names) == len(spec.beads):
-                if all(b in spec.skip_beads for b in rest):
-                    return template, [kept[names.index(b)] for b in spec.beads]
+            fits = set(names) == set(spec.beads) and len(names) == len(spec.beads)
+            if fits and all(b in spec.skip_beads for b in rest):
+                return template, [kept[names.index(b)] for b in spec.beads]
         return None
 
     def is_skipped(self, resname: str, beads: Sequence[str]) -> str | None:
@@ -221,14 +221,60 @@ def load_spec(path: str | Path) -> MappingSpec:
     """
     table = strict_yaml.load(path)
     if cgmap.is_cgmap(table):
-        return cgmap.convert(table, str(path))
+        return _with_chemistry(cgmap.convert(table, str(path)))
     return parse(_inherit(table, Path(path)), str(path))
+
+
+def _with_chemistry(spec: MappingSpec) -> MappingSpec:
+    """Give a mapping without chemistry that of the shipped residue of its name and atoms.
+
+    Rows that name an atom the mapping lacks are left out.
+    """
+    atoms = set(spec.atoms)
+    named = (t.spec for t in _load_shipped("martini3"))
+    named = (s for s in named if spec.residue in (s.residue, *s.aliases))
+    known = next((s for s in named if atoms <= set(s.atoms)), None)
+    if known is None:
+        return spec
+
+    def inside(rows: Any) -> Any:
+        return [row for row in rows if atoms.issuperset(a for a in row if isinstance(a, str))]
+
+    def has_ends(pair: Geometry | None) -> bool:
+        return pair is not None and all(a.removeprefix("+") in atoms for a in pair.bonds[0][:2])
+
+    last = known.termini.last if has_ends(known.link) else None
+    if last:
+        # What the terminus adds sits in the bead of the atom it is bonded to.
+        partner = {added: other for other, added, *_ in last.bonds}
+        added = {
+            name: atom.model_copy(update={"bead": spec.atoms[partner[name]].bead})
+            for name, atom in last.atoms.items()
+        }
+        last = last.model_copy(update={"atoms": added})
+    return spec.model_copy(
+        update={
+            "kind": known.kind,
+            "source": f"{spec.source}; bonds and angles as shipped for {known.residue}",
+            "atom_aliases": {**known.atom_aliases, **spec.atom_aliases},
+            "atoms": {
+                name: atom.model_copy(update={"hydrogens": known.atoms[name].hydrogens})
+                for name, atom in spec.atoms.items()
+            },
+            **{key: inside(getattr(known, key))
+               for key in ("bonds", "angles", "planar", "cis", "trans")},
+            "chiral": {x: around for x, around in known.chiral.items() if inside([(x, *around)])},
+            "symmetric": [s for s in known.symmetric if inside([(*s, *s.values())])],
+            "link": known.link if has_ends(known.link) else None,
+            "bridge": known.bridge if has_ends(known.bridge) else None,
+            "termini": known.termini.model_copy(update={"last": last}),
+        }
+    )  # fmt: skip
 
 
 def _inherit(table: Located, path: Path, depth: int = 0) -> Located:
     """Lay a file over the file it is ``like``, over its family's defaults."""
-    base: Any = Located()
-    base.lines = {}
+    base = Located()
     family = path.parent / FAMILY_FILE
     if "like" in table:
         other = mappings_root() / f"{table['like']}.yaml"
@@ -244,17 +290,16 @@ def _inherit(table: Located, path: Path, depth: int = 0) -> Located:
 
 
 def _merge(base: Located, over: Located) -> Located:
-    result = Located({**base, **{k: v for k, v in over.items() if k != "like"}})
-    result.lines = {**base.lines, **over.lines}
-    if isinstance(base.get("atoms"), Located) and isinstance(over.get("atoms"), Located):
-        atoms = Located(base["atoms"])
-        atoms.lines = {**base["atoms"].lines, **over["atoms"].lines}
-        for name, fields in over["atoms"].items():
-            before = atoms.get(name)
-            if isinstance(before, Located) and isinstance(fields, Located):
-                merged = Located({**before, **fields})
-                merged.lines = {**before.lines, **fields.lines}
-                fields = merged
-            atoms[name] = fields
-        result["atoms"] = atoms
+    over = Located({k: v for k, v in over.items() if k != "like"}, over.lines)
+    result = _laid_over(base, over)
+    before, atoms = base.get("atoms"), over.get("atoms")
+    if isinstance(before, Located) and isinstance(atoms, Located):
+        result["atoms"] = _laid_over(before, atoms)
+        for name in before.keys() & atoms.keys():
+            if isinstance(before[name], Located) and isinstance(atoms[name], Located):
+                result["atoms"][name] = _laid_over(before[name], atoms[name])
     return result
+
+
+def _laid_over(base: Located, over: Located) -> Located:
+    return Located({**base, **over}, {**base.lines, **over.lines})

@@ -74,9 +74,7 @@ def _shape(value: Any) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_distinct)]
-Weight = Annotated[
-    float, BeforeValidator(read_weight), Field(ge=0, le=1e6, allow_inf_nan=False)
-]
+Weight = Annotated[float, BeforeValidator(read_weight), Field(ge=0, le=1e6, allow_inf_nan=False)]
 Shares = Annotated[dict[Name, Weight], Field(min_length=1)]
 Order = Annotated[float, Field(gt=0, le=3, allow_inf_nan=False)]
 Length = Annotated[float, Field(ge=0, lt=4, allow_inf_nan=False)]
@@ -105,7 +103,8 @@ class AtomSpec(_Strict):
     """One heavy atom."""
 
     bead: Annotated[
-        Annotated[Name, Tag("name")] | Annotated[Names, Tag("list")]
+        Annotated[Name, Tag("name")]
+        | Annotated[Names, Tag("list")]
         | Annotated[Shares, Tag("table")],
         Discriminator(_shape),
     ] = Field(
@@ -188,9 +187,7 @@ class MappingSpec(ResidueGeometry):
         description="Whether hydrogens place a bead; one that counts but is missing in a "
         "structure counts at its heavy atom.",
     )
-    beads: dict[Name, BeadSpec | None] = Field(
-        min_length=1, description="The beads in file order."
-    )
+    beads: dict[Name, BeadSpec | None] = Field(min_length=1, description="The beads in file order.")
     bead_aliases: dict[Name, Name] = Field(
         default_factory=dict, description="Other bead names: found name → name used here."
     )

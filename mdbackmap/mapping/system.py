@@ -7,6 +7,7 @@ frame is array work on them. Building it is the last place that knows mapping fi
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,9 +133,7 @@ class System:
     def map_positions(self, positions: np.ndarray) -> np.ndarray:
         """Return bead positions of all-heavy-atom positions, shape (n_beads, 3), Å."""
         beads = np.zeros((self.n_beads, 3))
-        np.add.at(
-            beads, self.members[:, 0], self.weights[:, None] * positions[self.members[:, 1]]
-        )
+        np.add.at(beads, self.members[:, 0], self.weights[:, None] * positions[self.members[:, 1]])
         return beads
 
 
@@ -211,7 +210,7 @@ def from_atoms(
                                     else 0))  # fmt: skip
     residues: list[_Residue] = []
     left_out: Counter[str] = Counter()
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         resname = str(particles.resnames[start])
         found = particles.names[start:stop]
         template = library.match_atoms(resname, found.tolist())
@@ -282,9 +281,7 @@ def _match_beads(
         key = (str(particles.resnames[start]), tuple(particles.names[start:stop].tolist()))
         if key not in cache:
             match = library.match_beads(*key)
-            cache[key] = (
-                (match[0], np.array(match[1])) if match else library.is_skipped(*key)
-            )
+            cache[key] = (match[0], np.array(match[1])) if match else library.is_skipped(*key)
         found = cache[key]
         if found is None:
             segment = f", segment {particles.segids[start]}" if particles.segids[start] else ""
@@ -314,7 +311,7 @@ def _polymer_neighbours(residues: Sequence[_Residue]) -> np.ndarray:
     return np.array(
         [
             i
-            for i, (a, b) in enumerate(zip(residues[:-1], residues[1:], strict=True))
+            for i, (a, b) in enumerate(itertools.pairwise(residues))
             if b.file_index == a.file_index + 1
             and _link_atoms(a.template)[0] >= 0
             and _link_atoms(b.template)[1] >= 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -133,9 +134,7 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
         spec, members, shares_array, names, elements,
         n_hydrogens if spec.hydrogens == "counted" else np.zeros_like(n_hydrogens),
     )  # fmt: skip
-    light = [
-        bead for b, bead in enumerate(spec.beads) if weights[members[:, 0] == b].sum() < 0.5
-    ]
+    light = [bead for b, bead in enumerate(spec.beads) if weights[members[:, 0] == b].sum() < 0.5]
     if light:
         raise MappingFileError(
             f"{where}: no atom has a weight in bead {', '.join(light)}; a bead needs at least one"
@@ -146,9 +145,7 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
             names[a] + ("" if abs(s - 1) < 1e-6 else f"*{s:.3g}") for k, a, s in rows if k == b
         )
         bead_keys.append(f"{bead}:{','.join(inside)}")
-    atom_keys = tuple(
-        f"{bead_keys[b]}/{name}" for b, name in zip(atom_bead, names, strict=True)
-    )
+    atom_keys = tuple(f"{bead_keys[b]}/{name}" for b, name in zip(atom_bead, names, strict=True))
     counted = [len(atom.hydrogens) for atom in spec.atoms.values()]
     rule = [spec.centre, spec.hydrogens, [bead and bead.on for bead in spec.beads.values()],
             counted if spec.hydrogens == "counted" else None]  # fmt: skip
@@ -425,7 +422,7 @@ def _constraints(pieces, names, bond_table, elements, atoms) -> Constraints:
                 quad = names(row, "torsion")
                 if quad is None:
                     continue
-                if any(b not in bonded[a] for a, b in zip(quad[:-1], quad[1:], strict=True)):
+                if any(b not in bonded[a] for a, b in itertools.pairwise(quad)):
                     names.problems.append(f"torsion {' '.join(row)}: atoms are not bonded in a row")
                 torsions.append((quad, value))
     return Constraints(
@@ -466,8 +463,7 @@ def _ideal_volume(quad, lengths, angles) -> float:
     r = [lengths[tuple(sorted((centre, a)))] for a in around]
     pairs = ((0, 1), (1, 2), (0, 2))
     cos = [
-        np.cos(np.radians(angles[_sorted_angle((around[i], centre, around[j]))]))
-        for i, j in pairs
+        np.cos(np.radians(angles[_sorted_angle((around[i], centre, around[j]))])) for i, j in pairs
     ]
     gram = 1 + 2 * cos[0] * cos[1] * cos[2] - cos[0] ** 2 - cos[1] ** 2 - cos[2] ** 2
     return float(np.prod(r) * np.sqrt(max(gram, 0.25)))

@@ -1,0 +1,192 @@
+"""Accuracy of a model on structures it was not trained on, and on real CG trajectories.
+
+Every structure takes the road a user's would: mapped to beads, laid out from bead names and
+positions alone, calibrated, backmapped, idealised, compared atom by atom without superposition.
+
+    python -m benchmarks.accuracy --proteins test_public.tar.xz --lipids lipids/test \\
+        --ligands ligands --trajectories cg --json accuracy.json
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mdbackmap.cli.common import progress, set_threads
+from mdbackmap.io.prepare import systems
+from mdbackmap.io.source import CGSource
+from mdbackmap.io.transformation import calibrated, lay_out
+from mdbackmap.mapping.library import Library
+from mdbackmap.mapping.system import from_beads
+from mdbackmap.models.checkpoint import load
+from mdbackmap.models.library import resolve
+from mdbackmap.pipeline import Backmapper, Options
+from mdbackmap.structure import Frame
+from mdbackmap.validation import Checker, Summary, bead_shift, rmsd
+
+SKIPPED_TRAJECTORIES = ("million_beads",)
+
+
+def backmap_structure(truth, positions, box, usable, library, model, options):
+    """Map one structure and bring it back; returns its layout, atoms, true atoms (NaN: none)."""
+    beads = truth.map_positions(positions).astype(np.float32)
+    system = from_beads(truth.beads, library, Frame(beads, box))
+    backmapper = Backmapper(system, model, options)
+    backmapper.calibrate([beads], [box])
+    atoms = backmapper(beads, box).astype(np.float64)
+    place = {
+        key: k
+        for k, key in enumerate(
+            zip(truth.atoms.residue.tolist(), truth.atoms.names.tolist(), strict=True)
+        )
+    }
+    rows = np.array(
+        [place.get(key, -1)
+         for key in zip(system.atoms.residue.tolist(), system.atoms.names.tolist(), strict=True)]
+    )  # fmt: skip
+    reference = positions[rows]
+    reference[(rows < 0) | ~usable[rows]] = np.nan
+    return system, atoms, reference, beads
+
+
+def score(cases, library, model, options) -> dict:
+    """Score structures; means are over structures, counts over all atoms."""
+    summary, rows, kinds = Summary(), [], {}
+    for name, truth, positions, box, usable in cases:
+        system, atoms, reference, beads = backmap_structure(
+            truth, positions, box, usable, library, model, options
+        )
+        compared = rmsd(system, atoms, reference, box)
+        summary.add(Checker(system)(atoms, box, beads), label=name, rmsd=compared)
+        rows.append({"name": name, "residues": len(truth.residue_template),
+                     **{k: compared[k] for k in ("all", "backbone", "side_chains")}})  # fmt: skip
+        for residue, value in compared["residues"].items():
+            kinds.setdefault(residue, []).append(value)
+    mean = {k: float(np.nanmean([r[k] for r in rows])) if any(np.isfinite(r[k]) for r in rows)
+            else None for k in ("all", "backbone", "side_chains")}  # fmt: skip
+    return {
+        "structures": len(rows), "mean_rmsd": mean, "worst": sorted(
+            rows, key=lambda r: -r["all"])[:10],
+        "mean_rmsd_by_residue": {k: float(np.nanmean([_number(v) for v in values]))
+                                 for k, values in sorted(kinds.items())},
+        "checks": summary.to_json()["counts"], "bead_shift": summary.to_json().get("bead_shift"),
+        "text": summary.to_text(),
+    }  # fmt: skip
+
+
+def _number(value) -> float:
+    return float(value["rmsd"] if isinstance(value, dict) else value)
+
+
+def _protein_cases(archive: str, library: Library, limit: int):
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.isfile()]
+        for member in progress(members[:limit] if limit else members, "proteins"):
+            tar.extract(member, folder, filter="data")
+            for case in systems(Path(folder) / member.name, None, library):
+                yield Path(member.name).stem, *case
+
+
+def _lipid_cases(folder: str, library: Library):
+    for path in progress(sorted(Path(folder).glob("*.gro")), "lipids"):
+        trajectory = path.with_suffix(".xtc")
+        for case in systems(path, trajectory if trajectory.exists() else None, library):
+            yield path.stem, *case
+
+
+def _ligand_cases(folder: str, library: Library, split: str = "test", stride: int = 5):
+    for path in progress(sorted(Path(folder).glob("*.pdb")), "ligands"):
+        trajectory = Path(folder) / split / f"{path.stem}.xtc"
+        if trajectory.exists():
+            try:
+                cases = list(systems(path, trajectory, library, stride=stride))
+            except ValueError:
+                # No bead table, so no mapping: not one of the shipped molecules.
+                continue
+            if _same_molecule(cases[0][0], cases[0][1]):
+                yield from ((path.stem, *case) for case in cases)
+
+
+def _same_molecule(system, positions) -> bool:
+    """False for another molecule (or other atom names) under the same residue name."""
+    ends = positions[system.constraints.bonds]
+    length = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
+    return bool((np.abs(length / system.constraints.bond_length - 1) < 0.2).all())
+
+
+def real_trajectories(folder: str, model, options, every: int) -> dict:
+    """Counts over frames of real CG trajectories; there is no true answer to compare with."""
+    results = {}
+    for path in sorted(Path(folder).glob("*/traj.xtc")):
+        if path.parent.name in SKIPPED_TRAJECTORIES:
+            continue
+        source = CGSource.open(path)
+        system = lay_out(source)
+        backmapper = calibrated(Backmapper(system, model, options), source)
+        checker, summary = Checker(system), Summary()
+        step = max(1, len(source.universe.trajectory) // every)
+        seconds = 0.0
+        for frame in progress(list(source.frames(None, None, step)), path.parent.name):
+            beads = frame.positions[system.bead_source]
+            began = time.perf_counter()
+            atoms = backmapper(beads, frame.box, frame.index)
+            seconds += time.perf_counter() - began
+            given = backmapper.unwrap(beads, frame.box)
+            summary.add(checker(atoms.astype(np.float64), frame.box, given),
+                        label=f"frame {frame.index}")  # fmt: skip
+        report = summary.to_json()
+        results[path.parent.name] = {
+            "frames": report["frames"], "atoms_per_frame": system.n_atoms,
+            "atoms_per_second": report["atoms"] / seconds, "noise": backmapper.noise,
+            "checks": report["counts"], "bead_shift": report.get("bead_shift"),
+        }  # fmt: skip
+        click.echo(f"== {path.parent.name}\n{summary.to_text()}")
+    return results
+
+
+@click.command()
+@click.option("--proteins", help="A .tar of PDB files.")
+@click.option("--lipids", help="A folder of .gro (+ .xtc).")
+@click.option("--ligands", help="A folder of .pdb with test/*.xtc.")
+@click.option("--trajectories", help="A folder of cases with traj.xtc and a topology.")
+@click.option("--model", default="martini3", show_default=True)
+@click.option("--mapping", default="martini3", show_default=True)
+@click.option("--limit", default=0, help="Use only so many proteins.")
+@click.option("--every", default=10, show_default=True, help="Frames per trajectory.")
+@click.option("--no-idealise", is_flag=True)
+@click.option("--no-calibration", is_flag=True)
+@click.option("--noise", type=float, default=None)
+@click.option("--threads", type=int, default=None)
+@click.option("--json", "output", type=click.Path())
+def main(proteins, lipids, ligands, trajectories, model, mapping, limit, every, no_idealise,
+         no_calibration, noise, threads, output) -> None:  # fmt: skip
+    """Measure a model."""
+    set_threads(threads)
+    library, weights = Library.load([mapping]), load(resolve(model))
+    options = Options(idealise=not no_idealise, calibrate=not no_calibration, noise=noise)
+    results: dict = {"model": weights.card.get("name"), "date": weights.card.get("date")}
+    sets = {
+        "proteins": proteins and _protein_cases(proteins, library, limit),
+        "lipids": lipids and _lipid_cases(lipids, library),
+        "ligands": ligands and _ligand_cases(ligands, library),
+    }
+    for name, cases in sets.items():
+        if cases:
+            results[name] = score(cases, library, weights, options)
+            click.echo(f"== {name}\n{results[name].pop('text')}")
+            click.echo(json.dumps({k: results[name][k] for k in
+                                   ("mean_rmsd", "mean_rmsd_by_residue")}, indent=1))  # fmt: skip
+    if trajectories:
+        results["trajectories"] = real_trajectories(trajectories, weights, options, every)
+    if output:
+        Path(output).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

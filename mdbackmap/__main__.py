@@ -1,0 +1,5 @@
+"""``python -m mdbackmap``."""
+
+from mdbackmap.cli.main import main
+
+main()
