@@ -17,7 +17,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-
 from mdbackmap.cli.common import progress, set_threads
 from mdbackmap.io.prepare import systems
 from mdbackmap.io.source import CGSource
@@ -28,7 +27,7 @@ from mdbackmap.models.checkpoint import load
 from mdbackmap.models.library import resolve
 from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.structure import Frame
-from mdbackmap.validation import Checker, Summary, bead_shift, rmsd
+from mdbackmap.validation import Checker, Summary, rmsd
 
 SKIPPED_TRAJECTORIES = ("million_beads",)
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import MDAnalysis as mda
+import mdbackmap
 import numpy as np
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
-
-import mdbackmap
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"C": "#4a6fa5", "N": "#2b4c9b", "O": "#c0392b", "S": "#d4a017"}
@@ -23,12 +22,13 @@ def draw(axis, positions, colours, size, bonds, width):
     axis.add_collection(
         Line3DCollection(positions[bonds], colors="#777777", linewidths=width, alpha=0.8)
     )
-    middle, reach = positions.mean(axis=0), np.ptp(positions, axis=0).max() / 2
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    middle, reach = (low + high) / 2, (high - low).max() / 2
     axis.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]),
              zlim=middle[2] + np.array([-reach, reach]))  # fmt: skip
     axis.set_axis_off()
-    axis.set_box_aspect((1, 1, 1), zoom=1.5)
-    axis.view_init(elev=12, azim=-60)
+    axis.set_box_aspect((1, 1, 1), zoom=1.35)
+    axis.view_init(elev=8, azim=20, roll=90)
 
 
 def main():
@@ -48,8 +48,8 @@ def main():
     draw(left, beads, kinds, 170, tree, 1.5)
     draw(right, aa.atoms.positions, [COLOURS[e] for e in aa.atoms.elements], 14,
          aa.bonds.indices, 1.6)  # fmt: skip
-    left.set_title(f"{len(beads)} beads", y=0.98)
-    right.set_title(f"{len(aa.atoms)} atoms", y=0.98)
+    left.set_title(f"{len(beads)} beads", y=0.92)
+    right.set_title(f"{len(aa.atoms)} atoms", y=0.92)
     figure.subplots_adjust(0, 0, 1, 0.95, 0, 0)
     figure.savefig(ROOT / "docs" / "ubiquitin.png", dpi=110)
 

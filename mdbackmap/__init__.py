@@ -6,7 +6,7 @@ The public names are here; torch and MDAnalysis are imported when one of them is
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,14 +21,7 @@ _PUBLIC = {
     "universe": "mdbackmap.io.transformation",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (names are strings)
-
-if TYPE_CHECKING:
-    from mdbackmap.errors import MdbackmapError
-    from mdbackmap.io.reader import BackmapReader
-    from mdbackmap.io.transformation import Backmap, carrier, universe
-    from mdbackmap.mapping.library import Library
-    from mdbackmap.pipeline import Backmapper, Options
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

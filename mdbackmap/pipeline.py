@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import FrameError, ModelError, listing
-from mdbackmap.geometry.boxes import Unwrapper
+from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.calibration import BeadCalibration, changes, lengths_by_kind
 from mdbackmap.geometry.idealise import Idealiser
 from mdbackmap.graph.chunks import BeadGraph
@@ -26,10 +27,16 @@ from mdbackmap.vocabulary import Vocabulary, match
 
 _log = logging.getLogger("mdbackmap")
 
-CHUNK_SIZE = 4000
-"""Beads predicted together; about 60 MB of memory."""
+CHUNK_SIZE = 1000
+"""Beads predicted together; about 20 MB of memory, which still fits caches."""
 SIMULATED_NOISE = 0.2
-"""Å per axis the network is told for simulated beads, chosen on real trajectories (docs: models)."""
+"""Å per axis the network is told for simulated beads, chosen on real trajectories."""
+SMALLEST_BOX = 6.0
+"""Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
+FAR = 1e6
+"""Å; a coordinate beyond is as good as no number."""
+BEADS_PER_THREAD, ATOMS_PER_THREAD = 1000, 100_000
+"""Below, one more CPU thread costs more than it helps (250 times more beside a busy process)."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,15 @@ class Backmapper:
             return
         total, count, n_frames = np.zeros(len(mean)), np.zeros(len(mean)), 0
         for beads, box in zip(frames, boxes, strict=True):
+            # A damaged frame is reported when it is its turn.
+            if not np.isfinite(beads).all():
+                continue
             whole = self.unwrap(beads, box)
             sums, numbers = lengths_by_kind(whole, pairs, kind, len(mean))
             total, count, n_frames = total + sums, count + numbers, n_frames + 1
-        observed = total / np.maximum(count, 1)
+        if not n_frames:
+            return
+        observed = total / count
         # Frames of one trajectory are not independent of one another.
         change = changes(observed, count / np.sqrt(max(n_frames, 1)), mean, spread)
         self.calibration = BeadCalibration(pairs, change[kind], self.vocabulary.mobility)
@@ -167,16 +179,29 @@ class Backmapper:
         Raises
         ------
         FrameError
-            Beads that are no numbers or on top of one another.
+            A wrong number of beads, beads that are no numbers, a box that is none.
         """
-        beads = np.asarray(beads, dtype=np.float32)
-        self._check(beads, frame)
+        # A copy: the caller's array may be read-only, or change.
+        beads = np.array(beads, dtype=np.float32)
+        self._check(beads, box, frame)
         whole = self.unwrap(beads, box)
         moved = self.calibration(whole)
-        graph = self._graph(moved, box)
-        network, device = self.checkpoint.network, self.options.device
+        with torch.inference_mode():
+            with _threads(self.system.n_beads // BEADS_PER_THREAD):
+                positions = self._predict(moved, box)
+            if self.options.idealise:
+                with _threads(self.system.n_atoms // ATOMS_PER_THREAD):
+                    positions = self.idealiser(positions, torch.from_numpy(whole))
+        result = positions.numpy()
+        if not np.isfinite(result).all():
+            raise FrameError(f"frame {frame}: the prediction is not a number; please report this")
+        return result
+
+    def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> torch.Tensor:
+        """Positions as the network gives them, on the CPU, shape (n_atoms, 3), Å."""
+        graph, device = self._graph(beads, box), self.options.device
         vectors = predict_in_chunks(
-            network,
+            self.checkpoint.network,
             self.vocabulary.bead.to(device),
             self.vocabulary.residue.to(device),
             torch.full((self.system.n_beads,), float(self.noise), device=device),
@@ -184,18 +209,11 @@ class Backmapper:
             self._sorted_bead.to(device),
             self._sorted_key.to(device),
         ).cpu()
-        with torch.inference_mode():
-            ordered = torch.empty_like(vectors)
-            ordered[self._order] = vectors
-            positions = place_atoms(
-                ordered, self._anchors, self._levels, self._atom_bead, torch.from_numpy(moved)
-            )
-            if self.options.idealise:
-                positions = self.idealiser(positions, torch.from_numpy(whole))
-        result = positions.numpy()
-        if not np.isfinite(result).all():
-            raise FrameError(f"frame {frame}: the prediction is not a number; please report this")
-        return result
+        ordered = torch.empty_like(vectors)
+        ordered[self._order] = vectors
+        return place_atoms(
+            ordered, self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
+        )
 
     def _graph(self, beads: np.ndarray, box: np.ndarray | None) -> BeadGraph:
         system = self.system
@@ -211,14 +229,13 @@ class Backmapper:
             arrays = (near.index, near.vectors, near.relation, near.present)
             yield Chunk(start, stop, *(torch.from_numpy(a).to(device) for a in arrays))
 
-    def _check(self, beads: np.ndarray, frame: int) -> None:
+    def _check(self, beads: np.ndarray, box: np.ndarray | None, frame: int) -> None:
         if beads.shape != (self.system.n_beads, 3):
             raise FrameError(
-                f"frame {frame}: {len(beads)} beads, expected {self.system.n_beads}"
+                f"frame {frame}: positions of shape {beads.shape}, expected "
+                f"({self.system.n_beads}, 3): one row per bead of the system"
             )
-        bad = np.flatnonzero(~np.isfinite(beads).all(axis=1))
-        if len(bad) == 0 and np.abs(beads).max() > 1e6:
-            bad = np.flatnonzero(np.abs(beads).max(axis=1) > 1e6)
+        bad = np.flatnonzero(~(np.abs(beads) < FAR).all(axis=1))
         if len(bad):
             table = self.system.beads
             rows = [
@@ -228,6 +245,28 @@ class Backmapper:
             raise FrameError(
                 f"frame {frame}: {len(bad)} beads have no usable position\n{listing(rows, 5)}"
             )
+        if box is not None and not _is_box(np.asarray(box)):
+            raise FrameError(
+                f"frame {frame}: box {np.asarray(box).tolist()} is no periodic box: three vectors "
+                f"with at least {SMALLEST_BOX:g} Å between opposite faces are expected\n"
+                "  Hint: a structure without a box has none (dimensions = None)."
+            )
+
+
+def _is_box(box: np.ndarray) -> bool:
+    fits = box.shape == (3, 3) and np.isfinite(box).all() and abs(np.linalg.det(box)) > 1e-9
+    return bool(fits and heights(box).min() >= SMALLEST_BOX)
+
+
+@contextmanager
+def _threads(most: int) -> Iterator[None]:
+    """Let torch use no more CPU threads than it was told to, and no more than ``most``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, most)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_device(device: str) -> None:
@@ -235,5 +274,9 @@ def _check_device(device: str) -> None:
         wanted = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"device '{device}': expected cpu, cuda or cuda:N") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device '{device}': this torch sees no GPU; use --device cpu")
+    if wanted.type not in ("cpu", "cuda"):
+        raise ModelError(f"device '{device}': expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if wanted.type == "cuda" else 1
+    if (wanted.index or 0) >= count:
+        seen = f"{count} GPUs" if count else "no GPU"
+        raise ModelError(f"device '{device}': this torch sees {seen}; use --device cpu")

@@ -5,6 +5,7 @@ Only data lives here: no file formats, no mapping rules, no physics. Lengths are
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,9 +107,8 @@ def split_residues(particles: Particles) -> np.ndarray:
     _, name_code = np.unique(particles.names, return_inverse=True)
     key = residue * (name_code.max() + 1) + name_code
     if len(np.unique(key)) < n:
-        start = 0
         bounds = np.flatnonzero(np.append(change, True))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in itertools.pairwise(bounds):
             codes = name_code[start:stop]
             if len(np.unique(codes)) == stop - start:
                 continue

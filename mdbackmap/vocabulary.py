@@ -66,7 +66,7 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
             near = _nearest(key, model.bead_keys)
             if near:
                 borrowed[key] = near
-    _refuse_unknown(system, model, beads, borrowed)
+    _refuse_unknown(system, model, beads, atoms, borrowed)
     bead_table = np.array([beads[borrowed.get(key, key)] for key in system.bead_keys])
     atom_table = np.array(
         [_atom_index(key, atoms, borrowed) for key in system.atom_keys], dtype=np.int64
@@ -103,7 +103,7 @@ def _nearest(key: str, known: list[str]) -> str | None:
     return best
 
 
-def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> int:
+def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> int | None:
     bead, _, atom = key.rpartition("/")
     if key in atoms:
         return atoms[key]
@@ -113,19 +113,26 @@ def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> in
         return atoms[same]
     # An atom the lending bead does not have starts where its first atom is; idealisation
     # moves it to its bonds.
-    return next(index for name, index in atoms.items() if name.startswith(f"{lent}/"))
+    first = (index for name, index in atoms.items() if name.startswith(f"{lent}/"))
+    return next(first, None)
 
 
 def _refuse_unknown(
-    system: System, model: Checkpoint, beads: dict[str, int], borrowed: dict[str, str]
-) -> None:
+    system: System, model: Checkpoint, beads: dict[str, int], atoms: dict[str, int],
+    borrowed: dict[str, str],
+) -> None:  # fmt: skip
     rows = []
     for template in system.templates:
         unknown = [k for k in template.bead_keys if k not in beads and k not in borrowed]
+        unknown = unknown or [
+            key.rpartition("/")[0]
+            for key in template.atom_keys
+            if _atom_index(key, atoms, borrowed) is None
+        ]
         if unknown:
             rows.append(
                 f"{template.residue} ({template.source}): beads "
-                + ", ".join(k.partition(":")[0] for k in unknown)
+                + ", ".join(dict.fromkeys(k.partition(":")[0] for k in unknown))
             )
             continue
         digest = model.digests.get(template.residue)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from mdbackmap.models.library import shipped
 
 ROOT = Path(__file__).parents[1]

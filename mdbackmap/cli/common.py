@@ -15,12 +15,21 @@ mapping_option = click.option(
 )  # fmt: skip
 
 
+def _not_zero(ctx: click.Context, option: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("0 goes nowhere; expected 1 or more, or negative to go back")
+    return value
+
+
 def slice_options(command: Any) -> Any:
     """Add --start, --stop and --step."""
-    for name, text in (("step", "Use every n-th frame."),
-                       ("stop", "Frame to stop before; negative counts from the end."),
-                       ("start", "First frame, from 0; negative counts from the end.")):  # fmt: skip
-        command = click.option(f"--{name}", type=int, default=None, help=text)(command)
+    for name, check, text in (
+        ("step", _not_zero, "Use every n-th frame; negative goes backwards."),
+        ("stop", None, "Frame to stop before; negative counts from the end."),
+        ("start", None, "First frame, from 0; negative counts from the end."),
+    ):
+        add = click.option(f"--{name}", type=int, default=None, callback=check, help=text)
+        command = add(command)
     return command
 
 
@@ -28,7 +37,7 @@ def threads_option(command: Any) -> Any:
     """Add --threads."""
     return click.option(
         "--threads", type=click.IntRange(1), default=None,
-        help="CPU threads; default: the cores this process may use.",
+        help="CPU threads; default: OMP_NUM_THREADS, else the cores this process may use.",
     )(command)  # fmt: skip
 
 
@@ -37,7 +46,8 @@ def set_threads(threads: int | None) -> int:
     import torch
 
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = threads or free or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(asked) if asked.isdecimal() else 0) or free or 1
     torch.set_num_threads(count)
     return count
 
@@ -47,3 +57,22 @@ def progress(items: Iterable[Any], what: str, total: int | None = None) -> Itera
     from tqdm import tqdm
 
     return tqdm(items, desc=what, total=total, file=sys.stderr, disable=None, unit="")
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Return a long line as several of 96 columns, the later ones indented."""
+    return click.wrap_text(text, 96, initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "frame"), counted(2, "frame")
+    ('1 frame', '2 frames')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def say_error(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -46,24 +48,43 @@ def cli(verbose: bool) -> None:
     """Coarse-grained molecular dynamics trajectories, back in atoms."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("mdbackmap")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    # What other libraries warn of is shown with -v only; our own warnings are logged by name.
+    logging.captureWarnings(True)
+    for name, shown in (("mdbackmap", True), ("py.warnings", verbose)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler] if shown else [logging.NullHandler()]
+        logger.propagate = False
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def main() -> None:
     """Run the command line; expected errors become one message and exit code 1."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; nothing was written under a final name", err=True)
-        code = 130
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes any EOFError for Ctrl-D; ours would be a bug to see.
+            raise error.__cause__ from None
+        code = _stopped()
+    except KeyboardInterrupt:
+        code = _stopped()
     except MdbackmapError as error:
         click.echo(f"error: {error}", err=True)
         code = 1
     except BrokenPipeError:
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stopped() -> int:
+    click.echo("stopped; no unfinished file is left behind", err=True)
+    return 130
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Leave as on Ctrl-C, so that unfinished files are removed."""
+    raise SystemExit(128 + number)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import click
 
-from mdbackmap.cli.common import mapping_option, progress, slice_options
+from mdbackmap.cli.common import counted, mapping_option, progress, say_error, slice_options
 
 
 @click.command()
@@ -18,39 +18,34 @@ from mdbackmap.cli.common import mapping_option, progress, slice_options
 @click.option("--select", help="MDAnalysis selection of the atoms to use. Default: all.")
 @slice_options
 @click.option("--topology-out", type=click.Path(), help="CG topology to write. Default: OUTPUT "
-              "with the suffix .pdb.")  # fmt: skip
-def map(  # noqa: A001 (the command's name)
-    trajectory, output, topology, mapping, select, start, stop, step, topology_out
-) -> None:
+              "with the suffix .pdb, unless OUTPUT itself names its beads.")  # fmt: skip
+def map(trajectory, output, topology, mapping, select, start, stop, step, topology_out) -> None:
     """Turn an atomistic TRAJECTORY into beads, by the rule of the mapping.
 
     Residues with missing atoms and residues no mapping knows are left out and counted.
     """
-    from mdbackmap.errors import OutputFileError
     from mdbackmap.io.forward import ForwardMapper
     from mdbackmap.io.source import CGSource
     from mdbackmap.io.topology import bead_universe
-    from mdbackmap.io.writing import SafeWriter, check_output, write_topology
+    from mdbackmap.io.writing import plan_outputs, write_frames
     from mdbackmap.mapping.library import Library
 
     source = CGSource.open(trajectory, topology, select)
+    frames = source.choose(start, stop, step)
+    names = plan_outputs(output, topology_out, len(frames), source.files)
+
     mapper = ForwardMapper(source, Library.load(mapping))
-    frames = range(*slice(start, stop, step).indices(len(source.universe.trajectory)))
-    output = Path(output)
-    names = Path(topology_out) if topology_out else output.with_suffix(".pdb")
-    if output.resolve() == Path(trajectory).resolve():
-        raise OutputFileError(f"{output}: is an input file; choose another name")
-    check_output(output, 0, len(frames))
-    check_output(names, 0, 1)
-    universe = bead_universe(mapper.system.beads)
-    first = None
-    with SafeWriter(output, universe, len(frames)) as writer:
-        for frame in progress(source.frames(start, stop, step), "frames", len(frames)):
-            beads = mapper(frame)
-            writer.write(frame, beads)
-            first = first or (frame, beads)
-    if names.resolve() != output.resolve():
-        write_topology(names, universe, *first)
-    click.echo(f"{output}: {writer.written} frames of {mapper.system.n_beads} beads")
+    done = write_frames(
+        progress(frames, "frames"), source.read, mapper, bead_universe(mapper.system.beads),
+        output, names, n_frames=len(frames), dt=source.dt * frames.step,
+    )  # fmt: skip
+    click.echo(f"{output}: {counted(done.written, 'frame')} of {mapper.system.n_beads} beads")
+    if names:
+        click.echo(f"{names}: the matching topology")
+    if topology is None and len(source.files) > 1:
+        click.echo(f"  atoms named by {source.files[-1]}")
     for what, count in mapper.system.left_out.items():
         click.echo(f"  left out: {count} x {what}")
+    done.report(say_error)
+    if done.failed:
+        sys.exit(1)

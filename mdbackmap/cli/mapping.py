@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from mdbackmap.cli.common import wrapped
+
 
 @click.group()
 def mapping() -> None:
@@ -23,7 +25,7 @@ def list_() -> None:
                 kinds.setdefault(template.kind, []).append(template.residue)
         click.echo(name + (" (always loaded)" if name == SOLVENT else ""))
         for kind, residues in sorted(kinds.items()):
-            click.echo(f"  {kind}: {' '.join(sorted(set(residues)))}")
+            click.echo(wrapped(f"{kind}: {' '.join(sorted(set(residues)))}"))
 
 
 @mapping.command()
@@ -66,10 +68,17 @@ def show(residue: str, names: tuple[str, ...]) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 def check(paths: tuple[str, ...]) -> None:
     """Check mapping files (or folders of them) and say what they hold."""
+    from mdbackmap.errors import MappingError, MappingFileError
     from mdbackmap.mapping.library import load_templates
 
+    problems = []
     for path in paths:
-        for template in load_templates(path):
+        try:
+            templates = load_templates(path)
+        except MappingError as error:
+            problems.append(str(error))
+            continue
+        for template in templates:
             terms = template.constraints
             click.echo(
                 f"{template.source}: {template.residue}, {template.n_beads} beads, "
@@ -77,3 +86,5 @@ def check(paths: tuple[str, ...]) -> None:
                 f"{int((terms.volume > 0.5).sum())} stereocentres, "
                 f"{int(template.levels.max(initial=0))} levels: good"
             )
+    if problems:
+        raise MappingFileError("\n".join(problems))

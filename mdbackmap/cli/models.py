@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from mdbackmap.cli.common import wrapped
+
 
 @click.group()
 def models() -> None:
@@ -34,8 +36,9 @@ def show(model: str) -> None:
     header = read_header(path)
     card = header["card"]
     encoder = header["encoder"]
-    click.echo(f"{card.get('name', model)}  ({path.stat().st_size / 1e6:.1f} MB, format "
-               f"{header['format']}, head {header['head']}, lengths in {header['units']})")  # fmt: skip
+    size = path.stat().st_size / 1e6
+    click.echo(f"{card.get('name', model)}  ({size:.1f} MB, format {header['format']}, "
+               f"head {header['head']}, lengths in {header['units']})")  # fmt: skip
     click.echo(f"network: {encoder['scalars']} scalars + {encoder['vectors']} vectors per bead, "
                f"{encoder['layers']} layers, cutoff {encoder['cutoff']} Å")  # fmt: skip
     for key in ("date", "licence", "data", "limits", "command", "seed", "minutes", "steps"):
@@ -45,4 +48,4 @@ def show(model: str) -> None:
         click.echo("metrics on held-out data:")
         for name, value in card["metrics"].items():
             click.echo(f"  {name}: {value}")
-    click.echo(f"residues: {' '.join(sorted(header['digests']))}")
+    click.echo(wrapped(f"residues: {' '.join(sorted(header['digests']))}", indent=""))

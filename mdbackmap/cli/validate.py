@@ -34,33 +34,36 @@ def validate(
     Bonds and angles out of range, stereocentres, peptide bonds, double bonds, planes, clashes,
     pierced rings, beads that moved, RMSD to a reference. It counts; it does not judge.
     """
-    from mdbackmap.errors import InputFileError
     from mdbackmap.io.compare import BeadsOf, ReferenceOf
     from mdbackmap.io.source import CGSource
+    from mdbackmap.io.writing import check_place, write_text
     from mdbackmap.mapping.library import Library
     from mdbackmap.mapping.system import from_atoms
     from mdbackmap.validation import Checker, Summary, rmsd
 
-    library = Library.load(mapping)
     source = CGSource.open(trajectory, topology, select)
-    system = from_atoms(source.particles, library, source.frame())
-    truth = ReferenceOf(system, library, reference, reference_topology) if reference else None
-    beads = BeadsOf(system, library, cg, cg_topology) if cg else None
-    total = len(source.universe.trajectory)
-    frames = range(*slice(start, stop, step).indices(total))
-    if not frames:
-        raise InputFileError(f"{trajectory}: no frame is left to check")
+    chosen = source.choose(start, stop, step)
+    inputs = [*source.files, *(Path(p) for p in (reference, cg) if p and Path(p).is_file())]
+    for path in (json_out, html_out):
+        if path:
+            check_place(path, inputs)
+    library = Library.load(mapping)
+    system = from_atoms(source.particles, library, source.usable_frame())
+    compare = system, source, library
+    truth = ReferenceOf(*compare, reference, reference_topology) if reference else None
+    beads = BeadsOf(*compare, cg, cg_topology) if cg else None
     checker, summary = Checker(system), Summary()
-    for frame in progress(source.frames(start, stop, step), "frames", len(frames)):
+    for k in progress(chosen, "frames"):
+        frame = source.read(k)
         atoms = system.take(frame.positions)
-        given = beads(frame, total) if beads else None
+        given = beads(frame) if beads else None
         report = checker(atoms, frame.box, given)
-        compared = rmsd(system, atoms, truth(frame, total), frame.box) if truth else None
-        summary.add(report, label=f"frame {frame.index}", rmsd=compared)
+        compared = rmsd(system, atoms, truth(frame), frame.box) if truth else None
+        summary.add(report, label=f"frame {k}", rmsd=compared)
     click.echo(summary.to_text())
     for what, count in system.left_out.items():
         click.echo(f"  not checked: {count} x {what}")
     if json_out:
-        Path(json_out).write_text(json.dumps(summary.to_json(), indent=1))
+        write_text(json_out, json.dumps(summary.to_json(), indent=1))
     if html_out:
         summary.to_html(html_out)

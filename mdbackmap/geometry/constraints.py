@@ -35,9 +35,7 @@ class Constraints:
         """Return these constraints once per start, indices shifted by it."""
         return self._shifted(lambda index: index[None] + starts[:, None, None], len(starts))
 
-    def spread_over(
-        self, n_first: int, first: np.ndarray, second: np.ndarray
-    ) -> Constraints:
+    def spread_over(self, n_first: int, first: np.ndarray, second: np.ndarray) -> Constraints:
         """Repeat constraints between two residues: indices from ``n_first`` on are the second's."""
 
         def place(index: np.ndarray) -> np.ndarray:

@@ -22,9 +22,11 @@ from mdbackmap.geometry.constraints import Constraints
 
 CLOSEST_14 = 2.6
 """Å; atoms three bonds apart come no closer (a gauche butane has 3.0, an eclipsed one 2.6)."""
+GIVE_13 = 0.04
+"""Å the ends of an angle may be off (2 degrees); angles of sound structures scatter by more."""
 SLACK = 0.3
 """Å^3 the volume of a stereocentre may be off; planes have none."""
-TURN = 0.5
+TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
 MOMENTUM = 0.6
 
@@ -56,9 +58,10 @@ class Idealiser:
         self.sweeps, self.hold = sweeps, hold
         pairs, distance = _exact_pairs(constraints)
         apart = _pairs_14(constraints, pairs)
-        self.n_exact = len(pairs)
-        pairs = np.concatenate([pairs, apart])
-        self.distance = _reals(np.concatenate([distance, np.full(len(apart), CLOSEST_14)]))
+        n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
+        give = np.where(np.arange(n_exact) < len(constraints.bonds), 0.0, GIVE_13)
+        self.nearest = _reals(np.append(distance - give, np.full(len(apart), CLOSEST_14)))
+        self.furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
 
         torsions, torsion, may_be_cis = _fixed_torsions(constraints, omegas, may_be_cis)
         self.torsion, self.may_be_cis = _reals(torsion), torch.from_numpy(may_be_cis)
@@ -66,15 +69,15 @@ class Idealiser:
         # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
         loose = ~np.isin(_middle(constraints.volumes, n_atoms), _middle(torsions, n_atoms))
         quads, volume = constraints.volumes[loose], constraints.volume[loose]
-        self.volume = _reals(volume)
-        self.slack = _reals(np.where(volume > 0.5, SLACK, 0.0))
+        slack = np.where(volume > 0.5, SLACK, 0.0)
+        self.smallest, self.largest = _reals(volume - slack), _reals(volume + slack)
 
         self.first, self.second = _columns(pairs).chunk(2)
         self.centres, self.around = _columns(quads[:, :1]), _columns(quads[:, 1:])
         # The gradients are cross products of neighbouring columns, going round.
         self.quads = _columns(quads[:, [0, 1, 2, 3, 1, 2]])
         self.torsions = _columns(torsions)
-        count = np.bincount(pairs[: self.n_exact].ravel(), minlength=n_atoms)
+        count = np.bincount(pairs[:n_exact].ravel(), minlength=n_atoms)
         count += np.bincount(quads.ravel(), minlength=n_atoms)
         count += np.bincount(torsions.ravel(), minlength=n_atoms)
         # Dividing by the full count is safe but slow; constraints rarely all pull one way.
@@ -111,7 +114,7 @@ class Idealiser:
         for sweep in range(self.sweeps):
             step = torch.zeros_like(moving)
             self._add_pairs(step, moving)
-            if len(self.volume):
+            if len(self.centres):
                 self._add_volumes(step, rows)
             if len(target):
                 self._add_torsions(step, rows, target)
@@ -128,8 +131,7 @@ class Idealiser:
     def _add_pairs(self, step: Tensor, positions: Tensor) -> None:
         gap = positions.index_select(1, self.second) - positions.index_select(1, self.first)
         length = (gap * gap).sum(0).add_(1e-8).sqrt_()
-        error = length - self.distance
-        error[self.n_exact :].clamp_(max=0.0)
+        error = length - length.clamp(self.nearest, self.furthest)
         gap *= error.div_(length).mul_(0.5)
         step.index_add_(1, self.first, gap)
         step.index_add_(1, self.second, gap.neg_())
@@ -139,8 +141,8 @@ class Idealiser:
         arms = points[:, 1:] - points[:, :1]
         gradients = _cross(arms[:, 1:4], arms[:, 2:5])
         centre = gradients.sum(1)
-        error = (arms[:3, 0] * gradients[:, 0]).sum(0) - self.volume
-        error -= error.clamp(-self.slack, self.slack)
+        volume = (arms[:3, 0] * gradients[:, 0]).sum(0)
+        error = volume - volume.clamp(self.smallest, self.largest)
         size = (gradients * gradients).sum((0, 1)) + (centre * centre).sum(0)
         error /= size.clamp_(min=1.0)
         step.index_add_(1, self.centres, centre.mul_(error))
@@ -153,7 +155,7 @@ class Idealiser:
         # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
         # the normals at the ends, what keeps force and torque zero between them.
         axis = arms[:, 1:2]
-        square = axis.square().sum(0)
+        square = axis.square().sum(0).clamp_(min=0.1)
         ends = normals * (square.sqrt() / normals.square().sum(0).clamp_(min=0.1))
         start, stop = ends.unbind(1)
         before, after = (arms[:, ::2] * axis).sum(0) / square

@@ -55,11 +55,9 @@ def find_pairs(
         points=np.ascontiguousarray(positions, dtype=np.float64),
         box=cell, periodic=box is not None, quantities="ijD",
     )  # fmt: skip
-    order = np.lexsort((second, first))
-    return (
-        first[order].astype(np.int64), second[order].astype(np.int64),
-        vectors[order].astype(np.float32),
-    )  # fmt: skip
+    first, second = first.astype(np.int64), second.astype(np.int64)
+    order = np.argsort(first * len(positions) + second, kind="stable")
+    return first[order], second[order], vectors[order].astype(np.float32)
 
 
 def relations(

@@ -20,6 +20,16 @@ class ReferenceOf:
     Residues are matched in order by name, so chains may be numbered otherwise; residues that
     only one of the two has must be at the ends or numbered.
 
+    Parameters
+    ----------
+    system : System
+        Of ``checked``.
+    checked : CGSource
+        What is compared.
+    library : Library
+    reference : str or Path
+    topology : str or Path, optional
+
     Raises
     ------
     InputFileError
@@ -27,11 +37,11 @@ class ReferenceOf:
     """
 
     def __init__(
-        self, system: System, library: Library, reference: str | Path,
+        self, system: System, checked: CGSource, library: Library, reference: str | Path,
         topology: str | Path | None = None,
     ) -> None:  # fmt: skip
-        self.source = CGSource.open(reference, topology)
-        other = from_atoms(self.source.particles, library, self.source.frame())
+        self.checked, self.source = checked, CGSource.open(reference, topology)
+        other = from_atoms(self.source.particles, library, self.source.usable_frame())
         pairs = _match_residues(system, other, str(reference))
         place = {
             (r, name): source
@@ -45,19 +55,25 @@ class ReferenceOf:
             dtype=np.int64,
         )  # fmt: skip
 
-    def __call__(self, frame: Frame, n_frames: int) -> np.ndarray:
-        """Return positions (n_atoms, 3), Å, of a frame."""
-        return _taken(_frame_of(self.source, frame, n_frames).positions, self.rows)
+    def __call__(self, frame: Frame) -> np.ndarray:
+        """Return the positions, shape (n_atoms, 3), Å, that belong to a checked frame."""
+        return _taken(_frame_of(self.source, frame, self.checked).positions, self.rows)
 
 
 class BeadsOf:
-    """Given beads in the order of a system's own beads; beads of solvent are passed over."""
+    """Given beads in the order of a system's own beads; beads of solvent are passed over.
+
+    Parameters and errors are those of `ReferenceOf`.
+    """
 
     def __init__(
-        self, system: System, library: Library, cg: str | Path, topology: str | Path | None = None
-    ) -> None:
-        self.source = CGSource.open(cg, topology)
-        other = from_beads(self.source.particles, library, self.source.frame(), skip_unknown=True)
+        self, system: System, checked: CGSource, library: Library, cg: str | Path,
+        topology: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        self.checked, self.source = checked, CGSource.open(cg, topology)
+        other = from_beads(
+            self.source.particles, library, self.source.usable_frame(), skip_unknown=True
+        )
         pairs = _match_residues(system, other, str(cg))
         place = {
             (r, name): b
@@ -72,9 +88,9 @@ class BeadsOf:
         self.rows = np.array(rows, dtype=np.int64)
         self.other, self.unwrap = other, Unwrapper(other.bead_parent)
 
-    def __call__(self, frame: Frame, n_frames: int) -> np.ndarray:
-        """Return beads (n_beads, 3), Å, molecules whole, of a frame."""
-        now = _frame_of(self.source, frame, n_frames)
+    def __call__(self, frame: Frame) -> np.ndarray:
+        """Return the beads, shape (n_beads, 3), Å, molecules whole, of a checked frame."""
+        now = _frame_of(self.source, frame, self.checked)
         whole = self.unwrap(now.positions[self.other.bead_source], now.box)
         return _taken(whole, self.rows)
 
@@ -106,26 +122,24 @@ def _match_residues(system: System, other: System, name: str) -> dict[int, int]:
     return pairs
 
 
-def _frame_of(source: CGSource, wanted: Frame, n_frames: int) -> Frame:
+def _frame_of(source: CGSource, wanted: Frame, checked: CGSource) -> Frame:
     """The frame that belongs to a checked one: the only one, the same place, or the same time."""
-    trajectory = source.universe.trajectory
+    trajectory, name = source.universe.trajectory, source.files[0]
+    n_frames = len(checked.universe.trajectory)
     if len(trajectory) == 1:
-        trajectory[0]
-        return source.frame()
+        return source.read(0)
     if len(trajectory) == n_frames:
-        trajectory[wanted.index]
-        return source.frame()
+        return source.read(wanted.index)
+    problem = f"{name}: {len(trajectory)} frames where {n_frames} are checked, and "
+    if not (source.has_times and checked.has_times):
+        raise InputFileError(f"{problem}one of the two files holds no times to match them by")
     # Converted with --start/--step: look on from where the last one was found, then round.
-    here = trajectory.frame
-    for k in [*range(here, len(trajectory)), *range(here)]:
-        trajectory[k]
-        now = source.frame()
-        if abs(now.time - wanted.time) < 1e-3:
+    here, near = trajectory.frame, max(1e-3, 1e-6 * abs(wanted.time))
+    for k in (*range(here, len(trajectory)), *range(here)):
+        now = source.read(k)
+        if abs(now.time - wanted.time) < near:
             return now
-    raise InputFileError(
-        f"{trajectory.filename}: {len(trajectory)} frames where {n_frames} are checked, and none "
-        f"has the time of frame {wanted.index} ({wanted.time:g} ps)"
-    )
+    raise InputFileError(f"{problem}none has the time of frame {wanted.index} ({wanted.time:g} ps)")
 
 
 def _taken(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class ForwardMapper:
     """
 
     def __init__(self, source: CGSource, library: Library) -> None:
-        self.system = from_atoms(source.particles, library, source.frame(), complete=True)
+        self.system = from_atoms(source.particles, library, source.usable_frame(), complete=True)
         self.unwrap = Unwrapper(spanning_tree(self.system.atoms.bonds, self.system.n_atoms))
         self.hydrogens, self.heavy = _hydrogens(self.system, source.particles)
         self.weights = self._weights()

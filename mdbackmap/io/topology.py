@@ -41,8 +41,11 @@ def chain_letters(system: System) -> np.ndarray:
     polymer = polymer[system.residue_template]
     starts = np.ones(len(kinds), dtype=bool)
     starts[1:] = system.next_residue[:-1] < 0
-    if np.all(np.char.str_len(segids) == 1) and len(np.unique(segids)) > 1:
-        return segids
+    if np.all(np.char.str_len(segids) == 1) and np.all(np.char.isalnum(segids)):
+        # One letter for chains that each start anew says nothing.
+        rises = np.all(np.diff(system.atoms.resids[first][polymer]) >= 0)
+        if rises or len(np.unique(segids)) > 1:
+            return segids
     chain = np.cumsum(starts & polymer) - 1
     letters = np.array(list(_LETTERS))
     n_chains = int(chain.max(initial=-1)) + 1
@@ -54,7 +57,10 @@ def chain_letters(system: System) -> np.ndarray:
 
 
 def atom_topology(system: System) -> Topology:
-    """Return the all-atom topology, with bonds, elements, masses and chain letters."""
+    """Return the all-atom topology, with bonds, elements, masses and chain letters.
+
+    Residues keep the numbers of the file, unless two neighbours could then not be told apart.
+    """
     table = system.atoms
     letters = chain_letters(system)
     residue = table.residue
@@ -62,6 +68,7 @@ def atom_topology(system: System) -> Topology:
     names, segment = np.unique(letters, return_inverse=True)
     n_atoms, n_residues = len(table), len(first)
     kinds = system.residue_kinds[residue]
+    resids = _distinct(table.resids[first], table.resnames[first], letters)
     attributes = [
         Atomnames(table.names.astype(object)),
         Elements(np.char.capitalize(table.elements).astype(object)),
@@ -71,8 +78,8 @@ def atom_topology(system: System) -> Topology:
         RecordTypes(np.where(kinds == "protein", "ATOM", "HETATM").astype(object)),
         ChainIDs(letters[residue].astype(object)),
         Bonds([tuple(pair) for pair in table.bonds.tolist()]),
-        Resids(table.resids[first]),
-        Resnums(table.resids[first]),
+        Resids(resids),
+        Resnums(resids),
         Resnames(table.resnames[first].astype(object)),
         ICodes(np.full(n_residues, "", dtype=object)),
         Segids(names.astype(object)),
@@ -81,8 +88,25 @@ def atom_topology(system: System) -> Topology:
                     atom_resindex=residue, residue_segindex=segment)  # fmt: skip
 
 
+def _distinct(resids: np.ndarray, resnames: np.ndarray, letters: np.ndarray) -> np.ndarray:
+    """Return residue numbers that neighbours of one name and chain never share.
+
+    PDB files hold four digits, so numbers that differ by 10,000 count as the same.
+    """
+    same = np.diff(resids) % 10000 == 0
+    same &= (resnames[1:] == resnames[:-1]) & (letters[1:] == letters[:-1])
+    return np.arange(1, len(resids) + 1) if same.any() else resids
+
+
+def blank_universe(system: System) -> mda.Universe:
+    """Return the all-atom Universe of a system with one frame in memory, to be filled."""
+    universe = mda.Universe(atom_topology(system), to_guess=())
+    universe.load_new(np.zeros((1, system.n_atoms, 3), dtype=np.float32))
+    return universe
+
+
 def bead_universe(beads: Particles) -> mda.Universe:
-    """Return an empty-coordinates Universe of beads, for writing a CG topology."""
+    """Return a Universe of beads with one frame in memory, to be filled."""
     residue = split_residues(beads)
     first = np.flatnonzero(np.diff(residue, prepend=-1))
     universe = mda.Universe.empty(
@@ -101,5 +125,3 @@ def bead_universe(beads: Particles) -> mda.Universe:
     universe.add_TopologyAttr("elements", np.full(len(beads), ""))
     universe.add_TopologyAttr("record_types", np.full(len(beads), "ATOM"))
     return universe
-
-

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import MDAnalysis as mda
-import numpy as np
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.timestep import Timestep
 from MDAnalysis.transformations.base import TransformationBase
 
 from mdbackmap.errors import StructureError
-from mdbackmap.geometry.boxes import box_from_dimensions
-from mdbackmap.io.reader import BackmapReader, LazyTimestep
+from mdbackmap.io.reader import BackmapReader, Carrier, LazyTimestep, independent, later
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import atom_topology
 from mdbackmap.mapping.library import Library
@@ -27,22 +26,19 @@ Mapping = str | Path | Sequence[str | Path]
 def lay_out(
     source: CGSource, mapping: Mapping = "martini3", *, skip_unknown: bool = False
 ) -> System:
-    """Lay out the system of a CG source; bead indices are those of the whole file."""
+    """Lay out the system of a CG source; bead indices are those of its selection.
+
+    The first usable frame is consulted where the file states no bonds.
+    """
     names = [mapping] if isinstance(mapping, (str, Path)) else list(mapping)
-    system = from_beads(
-        source.particles, Library.load(names), source.frame(), skip_unknown=skip_unknown
+    return from_beads(
+        source.particles, Library.load(names), source.usable_frame(), skip_unknown=skip_unknown
     )
-    if source.index is not None:
-        system.bead_source[:] = source.index[system.bead_source]
-    return system
 
 
 def calibrated(backmapper: Backmapper, source: CGSource) -> Backmapper:
     """Let a backmapper learn the bead bond lengths of a source."""
-    frames = source.sample()
-    place = backmapper.system.bead_source
-    if source.index is not None:
-        place = np.searchsorted(source.index, place)
+    frames, place = source.sample(), backmapper.system.bead_source
     backmapper.calibrate([f.positions[place] for f in frames], [f.box for f in frames])
     return backmapper
 
@@ -83,10 +79,10 @@ def universe(
     --------
     >>> aa = mdbackmap.universe(mda.Universe("cg.tpr", "cg.xtc"))  # doctest: +SKIP
     """
-    source = CGSource(cg, select)
+    source = CGSource(independent(cg), select)
     system = lay_out(source, mapping, skip_unknown=skip_unknown)
     backmapper = calibrated(Backmapper(system, model, Options(**options)), source)
-    return _all_atom(cg, system, backmapper)
+    return _all_atom(source.universe, source, system, backmapper=backmapper)
 
 
 def carrier(
@@ -99,32 +95,21 @@ def carrier(
     """
     source = CGSource.open(trajectory or topology, topology, select)
     system = lay_out(source, mapping, skip_unknown=skip_unknown)
-    return _all_atom(source.universe, system, None, frames=source.sample())
+    frames = source.sample()
+    beads = [f.positions[system.bead_source] for f in frames]
+    held = Carrier(system, beads, [f.box for f in frames])
+    return _all_atom(source.universe, source, system, carrier=held)
 
 
-def _all_atom(
-    cg: mda.Universe, system: System, backmapper: Backmapper | None, *, live: bool = False,
-    frames: list | None = None,
-) -> mda.Universe:  # fmt: skip
+def _all_atom(cg: mda.Universe, source: CGSource, system: System, **options: Any) -> mda.Universe:
+    """Return the all-atom Universe over a CG one, which may be a source's or its original."""
     result = mda.Universe(atom_topology(system), to_guess=())
+    if source.index is not None:
+        rows = source.index[system.bead_source]
+        system = dataclasses.replace(system, bead_source=rows)
     name = str(getattr(cg.trajectory, "filename", None) or "memory")
-    result.load_new(
-        name, format=BackmapReader, cg=cg, system=system, backmapper=backmapper, live=live
-    )
-    if frames is not None:
-        beads = [f.positions[system.bead_source] for f in frames]
-        result.trajectory.ts.data["carrier"] = _Carrier(system, beads, [f.box for f in frames])
+    result.load_new(name, format=BackmapReader, cg=cg, system=system, **options)
     return result
-
-
-class _Carrier:
-    """What a transformation needs to know of the Universe it is added to."""
-
-    def __init__(self, system: System, beads: list[np.ndarray], boxes: list) -> None:
-        self.system, self.beads, self.boxes = system, beads, boxes
-
-    def __deepcopy__(self, memo: dict) -> _Carrier:
-        return self
 
 
 class Backmap(TransformationBase):
@@ -146,6 +131,14 @@ class Backmap(TransformationBase):
     model, mapping, select, skip_unknown, **options
         As in `mdbackmap.universe`. On a carrier the mapping is the carrier's.
 
+    Attributes
+    ----------
+    universe : MDAnalysis.Universe or None
+        The all-atom Universe in step with ``cg``; None on a carrier. It belongs to ``cg`` alone:
+        on copies of ``cg``, also those that workers of a parallel analysis get, the
+        transformation does nothing. A copy or a pickle of the all-atom Universe itself has beads
+        of its own and is in step with nothing.
+
     Raises
     ------
     StructureError
@@ -162,31 +155,44 @@ class Backmap(TransformationBase):
         self.model, self.options = model, Options(**options)
         self.universe: mda.Universe | None = None
         self.backmapper: Backmapper | None = None
-        if cg is not None:
-            if isinstance(cg.trajectory, MemoryReader):
-                raise StructureError(
-                    "Backmap on a Universe in memory would not stay in step; use "
-                    "mdbackmap.universe(cg) instead"
-                )
-            source = CGSource(cg, select)
-            system = lay_out(source, mapping, skip_unknown=skip_unknown)
-            self.backmapper = calibrated(Backmapper(system, model, self.options), source)
-            self.universe = _all_atom(cg, system, self.backmapper, live=True)
+        self._mirrors = cg is not None
+        if cg is None:
+            return
+        if isinstance(cg.trajectory, MemoryReader):
+            raise StructureError(
+                "Backmap on a Universe in memory would not stay in step; use "
+                "mdbackmap.universe(cg) instead"
+            )
+        # Looking at frames must not move, or undo changes to, the Universe of the user.
+        source = CGSource(independent(cg), select)
+        system = lay_out(source, mapping, skip_unknown=skip_unknown)
+        self.backmapper = calibrated(Backmapper(system, model, self.options), source)
+        self.universe = _all_atom(cg, source, system, backmapper=self.backmapper, live=True)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "universe": None}
 
     def _transform(self, ts: Timestep) -> Timestep:
-        if self.universe is not None:
-            self.universe.trajectory.take(ts)
+        if self._mirrors:
+            self._follow(ts)
             return ts
         held = ts.data.get("carrier")
         if not isinstance(ts, LazyTimestep) or held is None:
             raise StructureError(
-                "Backmap was added to a coarse-grained Universe it does not know: write "
-                "Backmap(u), or add it to mdbackmap.carrier(topology, trajectory)"
+                "Backmap was added to a Universe it does not know: on a coarse-grained Universe "
+                "u write Backmap(u); or add it to mdbackmap.carrier(topology, trajectory)"
             )
         if self.backmapper is None:
             self.backmapper = Backmapper(held.system, self.model, self.options)
             self.backmapper.calibrate(held.beads, held.boxes)
-        backmapper, beads, frame = self.backmapper, ts.data["beads"], int(ts.frame)
-        box = box_from_dimensions(ts.dimensions)
-        ts.fill_with(lambda: backmapper(beads, box, frame))
+        elif self.backmapper.system is not held.system:
+            raise StructureError("this Backmap fills another Universe already; make one for each")
+        ts.fill_with(later(self.backmapper, ts.data["beads"], ts))
         return ts
+
+    def _follow(self, ts: Timestep) -> None:
+        """Take a frame of the CG Universe; frames of its copies pass by."""
+        if self.universe is not None:
+            reader = self.universe.trajectory
+            if ts is reader.cg.trajectory.ts:
+                reader.take(ts)

@@ -8,20 +8,21 @@ data, metrics, units, licence.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from mdbackmap.errors import ModelError
 from mdbackmap.models.encoder import EncoderConfig
 from mdbackmap.models.hierarchical import HierarchicalVectors
 
 FORMAT = 1
-_MAX_VOCABULARY = 1_000_000
+HEAD = "hierarchical"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     path = Path(path)
     header = {
         "format": FORMAT,
-        "head": "hierarchical",
+        "head": HEAD,
         "units": "Å",
         "encoder": checkpoint.network.encoder.config.to_dict(),
         "bead_keys": checkpoint.bead_keys,
@@ -74,7 +75,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.network.state_dict().items()}
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"mdbackmap": json.dumps(header)})
+    part.write_bytes(to_bytes(tensors, metadata={"mdbackmap": json.dumps(header)}))
     part.replace(path)
 
 
@@ -98,10 +99,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
         version = int(header["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: its metadata is damaged ({error})") from error
-    if not 1 <= version <= FORMAT:
+    if not 1 <= version <= FORMAT or header.get("head") != HEAD:
         raise ModelError(
-            f"{path}: format {version}, this version of mdbackmap reads up to {FORMAT}; "
-            "update mdbackmap"
+            f"{path}: format {version} with head '{header.get('head')}'; this version of "
+            f"mdbackmap reads up to format {FORMAT} with head '{HEAD}'; update mdbackmap"
         )
     return header
 
@@ -112,33 +113,52 @@ def load(path: str | Path) -> Checkpoint:
     Raises
     ------
     ModelError
-        As `read_header`, and tensors whose names or shapes do not fit the architecture.
+        As `read_header`, and tensors whose names, shapes or values do not fit the description.
     """
     header = read_header(path)
     try:
         known = {f.name for f in fields(EncoderConfig)}
         config = EncoderConfig(**{k: v for k, v in header["encoder"].items() if k in known})
-        sizes = [len(header[k]) for k in ("bead_keys", "residues", "atom_keys")]
-        if max(sizes) > _MAX_VOCABULARY or config.scalars * config.vectors > 1_000_000:
-            raise ValueError("sizes beyond any real model")
-        network = HierarchicalVectors(config, *sizes)
+        words = {key: _words(header, key) for key in ("bead_keys", "residues", "atom_keys")}
         with safe_open(path, framework="pt") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        network.load_state_dict(tensors)
-        if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
-            raise ValueError("weights that are not numbers")
-        network.eval()
+            tensors = {
+                # A copy: the file itself may change or go while the network is in use.
+                key: handle.get_tensor(key).to(torch.float32, copy=True)
+                for key in handle.keys()  # noqa: SIM118
+            }
+        bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise ValueError(f"{', '.join(bad[:3])}: not all numbers")
+        # Without memory of its own until the shapes are known to be those of the file.
+        with torch.device("meta"):
+            network = HierarchicalVectors(config, *map(len, words.values()))
+        network.load_state_dict(tensors, assign=True)
         return Checkpoint(
-            network=network,
-            bead_keys=header["bead_keys"],
-            atom_keys=header["atom_keys"],
-            residues=header["residues"],
-            digests=header["digests"],
-            bead_distances={k: (float(m), float(s)) for k, (m, s) in
-                            header["bead_distances"].items()},
-            card=header["card"],
+            network=network.eval(),
+            **words,
+            digests={str(k): str(v) for k, v in header["digests"].items()},
+            bead_distances={k: _pair(row) for k, row in header["bead_distances"].items()},
+            card=dict(header["card"]),
             source=str(path),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path}: these weights do not fit their description ({reason})") from error
+        )
+    except (
+        AttributeError, KeyError, OSError, TypeError, ValueError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{path}: these weights do not fit their description ({reason})"
+        ) from error
+
+
+def _words(header: dict[str, Any], key: str) -> list[str]:
+    words = header[key]
+    if not isinstance(words, list) or len({str(word) for word in words}) < len(words):
+        raise ValueError(f"{key}: expected different words")
+    return [str(word) for word in words]
+
+
+def _pair(row: list[float]) -> tuple[float, float]:
+    mean, spread = map(float, row)
+    if not (math.isfinite(mean) and math.isfinite(spread)):
+        raise ValueError("bead_distances: not all numbers")
+    return mean, spread

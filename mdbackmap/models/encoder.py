@@ -24,6 +24,9 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+LARGEST = 10_000
+"""Bound on layers and features: beyond is a damaged file, not a network."""
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -41,6 +44,12 @@ class EncoderConfig:
     """Radius within which beads see one another, Å."""
     relations: int = 5
     """Kinds of neighbours told apart (same residue, next, previous, bridged, other)."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            whole = name == "cutoff" or (isinstance(value, int) and value <= LARGEST)
+            if not (isinstance(value, (int, float)) and whole and 0 < value < math.inf):
+                raise ValueError(f"encoder: {name} {value!r} makes no network")
 
     @property
     def irreps(self) -> Irreps:

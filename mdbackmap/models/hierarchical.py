@@ -67,9 +67,7 @@ class HierarchicalVectors(nn.Module):
         radial, unit = self.encoder.geometry(displacement, present)
         everyone = torch.arange(len(bead), device=bead.device)
         for layer in self.encoder.layers:
-            scalars, vectors = layer(
-                scalars, vectors, everyone, index, radial, unit, relation
-            )
+            scalars, vectors = layer(scalars, vectors, everyone, index, radial, unit, relation)
         return self.atom_vectors(self.bead_vectors(scalars, vectors), atom_bead, atom_key)
 
 

@@ -50,12 +50,12 @@ def predict_in_chunks(
 
     Returns
     -------
-    Tensor, shape=(n_atoms, 3), float32, Å
+    Tensor, shape=(n_atoms, 3), Å
     """
     with torch.inference_mode():
         encoder = network.encoder
         scalars, vectors = encoder.embed(bead, residue, noise)
-        result = torch.empty(len(atom_bead), 3, device=bead.device)
+        result = vectors.new_empty(len(atom_bead), 3)
         last = len(encoder.layers) - 1
         for depth, layer in enumerate(encoder.layers):
             new_scalars, new_vectors = torch.empty_like(scalars), torch.empty_like(vectors)

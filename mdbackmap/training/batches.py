@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from mdbackmap.geometry.calibration import bead_pairs
 from mdbackmap.graph.neighbours import find_pairs, pad, relations
 from mdbackmap.training.config import Noise
-from mdbackmap.training.dataset import SWAPS, Sample
+from mdbackmap.training.dataset import Sample
 
 
 @dataclass(frozen=True)
@@ -94,31 +94,25 @@ def random_piece(sample: Sample, n_beads: int, rng: np.random.Generator) -> Samp
 
 
 def surround(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:
-    """Put a small molecule beside a piece of another system; only the molecule is learnt from."""
-    centre = other.bead_position[rng.integers(other.n_beads)] + rng.normal(0, 4, 3)
-    place = sample.bead_position @ random_rotation(rng).T
-    place = place - place.mean(axis=0) + centre
-    gap = np.linalg.norm(other.bead_position[:, None] - place[None], axis=2).min(axis=1)
+    """Put a small molecule beside a piece of another system; only the molecule is learnt from.
+
+    The molecule stays as it is; the piece is brought to it and loses the residues in its way.
+    """
+    spot = other.bead_position[rng.integers(other.n_beads)] + rng.normal(0, 4, 3)
+    middle = sample.bead_position.mean(axis=0)
+    turn = random_rotation(rng)
+    position = ((other.bead_position - spot) @ turn.T + middle).astype(np.float32)
+    offset = (other.offset @ turn.T).astype(np.float32)
+    gap = np.linalg.norm(position[:, None] - sample.bead_position[None], axis=2).min(axis=1)
     clash = np.zeros(len(other.residue_name), dtype=bool)
     clash[other.bead_residue[gap < rng.uniform(3.5, 4.5)]] = True
     keep = (gap < 12.0) & ~clash[other.bead_residue]
+    sample = replace(sample, box=None)
     if not keep.any():
         return sample
-    piece = cut(other, keep)
-    piece.usable[:] = False
-    moved = Sample(**{**vars(piece), "box": None,
-                      "bead_position": piece.bead_position - centre.astype(np.float32)})  # fmt: skip
-    middle = sample.bead_position.mean(axis=0)
-    # The molecule keeps its own frame; the surroundings are turned into it.
-    rotation = random_rotation(rng)
-    moved = _rotated(moved, rotation, middle)
-    return join([sample, moved])
-
-
-def _rotated(sample: Sample, rotation: np.ndarray, shift: np.ndarray) -> Sample:
-    beads = (sample.bead_position @ rotation.T + shift).astype(np.float32)
-    offset = (sample.offset @ rotation.T).astype(np.float32)
-    return Sample(**{**vars(sample), "bead_position": beads, "offset": offset})
+    context = replace(other, box=None, bead_position=position, offset=offset,
+                      usable=np.zeros_like(other.usable))  # fmt: skip
+    return join([sample, cut(context, keep)])
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
@@ -166,15 +160,15 @@ def far_apart(samples: list[Sample], gap: float = 60.0) -> Sample:
     moved, here = [], 0.0
     for sample in samples:
         beads = sample.bead_position - sample.bead_position.min(axis=0)
-        moved.append(Sample(**{**vars(sample), "box": None,
-                               "bead_position": beads + np.float32([here, 0, 0])}))  # fmt: skip
+        place = beads + np.float32([here, 0, 0])
+        moved.append(replace(sample, box=None, bead_position=place))
         here += float(beads[:, 0].max()) + gap
     return join(moved)
 
 
 def shake(sample: Sample, noise: Noise, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Return bead positions as a simulation might give them, and the noise level told, Å."""
-    if rng.random() < noise.clean:
+    if rng.random() < noise.clean or not noise.largest:
         return sample.bead_position, 0.0
     level = rng.uniform(0.02, noise.largest)
     beads = sample.bead_position + rng.normal(0, level, sample.bead_position.shape)
@@ -232,7 +226,3 @@ def make_batch(
         n_residues=len(names), bonds=term(sample.bonds), angles=term(sample.angles),
         volumes=term(sample.volumes), torsions=term(sample.torsions),
     )  # fmt: skip
-
-
-__all__ = ["SWAPS", "Batch", "cut", "far_apart", "join", "make_batch",
-           "random_piece", "surround"]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -77,6 +78,9 @@ class TrainConfig(_Strict):
     noise: Noise = Noise()
     losses: Losses = Losses()
     minutes: float = Field(60.0, gt=0, description="Length of the run, wall-clock minutes.")
+    steps: int = Field(
+        0, ge=0, description="Stop after so many steps even if minutes are left; 0: no limit."
+    )
     batch_beads: int = Field(600, ge=50, description="Beads per step; larger systems are cut.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak of a warm-up and cosine schedule.")
     average: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of weights.")
@@ -109,10 +113,7 @@ def load(path: str | Path) -> TrainConfig:
     except MappingFileError as error:
         raise ConfigError(str(error)) from error
     except ValidationError as error:
-        rows = [
-            f"{path}: '{'.'.join(map(str, issue['loc']))}': {issue['msg']}"
-            for issue in error.errors()
-        ]
+        rows = [_explain(issue, table, path) for issue in error.errors()]
         raise ConfigError("\n".join(rows) + "\n  Options: docs/training.md") from error
     base = path.parent
     return config.model_copy(
@@ -124,3 +125,18 @@ def load(path: str | Path) -> TrainConfig:
             "start_from": base / config.start_from if config.start_from else None,
         }
     )
+
+
+def _explain(issue: Any, table: strict_yaml.Located, path: Path) -> str:
+    """One problem as a line: where, what, and what was found."""
+    node: Any = table
+    line = 1
+    for part in issue["loc"]:
+        is_table = isinstance(node, strict_yaml.Located) and part in node
+        if is_table or (isinstance(node, strict_yaml.LocatedList) and isinstance(part, int)):
+            line, node = node.lines[part], node[part]
+    key = ".".join(map(str, issue["loc"]))
+    if issue["type"] == "extra_forbidden":
+        return f"{path}, line {line}: '{key}' is no option"
+    found = "" if issue["type"] == "missing" else f", found {str(node)[:60]!r}"
+    return f"{path}, line {line}: '{key}': {issue['msg']}{found}"

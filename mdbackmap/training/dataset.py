@@ -9,13 +9,15 @@ Nothing here knows MDAnalysis or mapping files' syntax.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mdbackmap.errors import StructureError
+from mdbackmap.errors import InputFileError, StructureError
 from mdbackmap.mapping.system import System
 
 FORMAT = 1
@@ -28,7 +30,10 @@ _PER_ATOM = {
     "atom_key": np.int16, "atom_bead": np.int32, "anchor": np.int32, "level": np.int8,
     "atom_residue": np.int32, "usable": np.int8, "offset": np.int16, "swap": np.int8,
 }  # fmt: skip
-_TERMS = {"bonds": 2, "angles": 3, "volumes": 4, "torsions": 4}
+_TERMS = ("bonds", "angles", "volumes", "torsions")
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 SWAPS = 4
 """Swaps of equivalent names a residue may have."""
 
@@ -100,9 +105,16 @@ class Builder:
             All heavy atoms of the system, molecules whole.
         usable : ndarray, shape=(n_atoms,), bool, optional
             Atoms to learn from; default all.
+
+        Raises
+        ------
+        StructureError
+            Atoms without a position, or molecules that are not whole.
         """
         beads = system.map_positions(positions)
         offset = (positions - beads[system.atom_bead]) / ATOM_STEP
+        if not np.isfinite(offset).all():
+            raise StructureError(f"{name}: atoms without a position; complete residues are needed")
         if np.abs(offset).max(initial=0) > 32000:
             raise StructureError(f"{name}: an atom is more than 320 Å from its bead; are the "
                                  "molecules whole?")  # fmt: skip
@@ -143,7 +155,7 @@ class Builder:
             "swap": swap,
         }
         for column, dtype in {**_PER_BEAD, **_PER_RESIDUE, **_PER_ATOM}.items():
-            self._put(column, values[column].astype(dtype))
+            self._put(column, values[column], dtype)
         terms = system.constraints
         for term, scale, ideal in (
             ("bonds", 1000, terms.bond_length), ("angles", 10, terms.angle),
@@ -153,13 +165,21 @@ class Builder:
             order = np.argsort(index[:, 0], kind="stable")
             index = index[order]
             # Differences compress far better than running numbers.
-            packed = np.diff(index, axis=1, prepend=0).astype(np.int32)
-            packed[1:, 0] -= index[:-1, 0].astype(np.int32)
-            self._put(term, packed)
-            self._put(f"{term}_ideal", np.round(ideal[order] * scale).astype(np.int16))
+            packed = np.diff(index, axis=1, prepend=0)
+            packed[1:, 0] -= index[:-1, 0]
+            self._put(term, packed, np.int32)
+            self._put(f"{term}_ideal", np.round(ideal[order] * scale), np.int16)
 
     def save(self, path: str | Path, note: str = "") -> None:
-        """Write the file; ``note`` says where the data came from."""
+        """Write the file, which appears when complete; ``note`` says where the data came from.
+
+        Raises
+        ------
+        StructureError
+            No system was added.
+        """
+        if not self.names:
+            raise StructureError(f"{path}: no system to learn from, nothing is written")
         sizes = {}
         arrays = {}
         for column, pieces in self.columns.items():
@@ -170,7 +190,8 @@ class Builder:
             "residues": list(self.residues), "digests": self.digests, "names": self.names,
             "kinds": self.kinds, "note": note,
         }  # fmt: skip
-        with open(path, "wb") as handle:
+        part = Path(f"{path}.part")
+        with part.open("wb") as handle:
             np.savez_compressed(
                 handle,
                 header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
@@ -178,13 +199,19 @@ class Builder:
                 **arrays,
                 **{f"size_{column}": size for column, size in sizes.items()},
             )
+        part.replace(path)
 
     @staticmethod
     def _code(table: dict[str, int], key: str) -> int:
         return table.setdefault(key, len(table))
 
-    def _put(self, column: str, values: np.ndarray) -> None:
-        self.columns.setdefault(column, []).append(values)
+    def _put(self, column: str, values: np.ndarray, dtype: type) -> None:
+        if np.issubdtype(dtype, np.integer) and len(values):
+            limits = np.iinfo(dtype)
+            if values.min() < limits.min or values.max() > limits.max:
+                raise StructureError(f"{column}: {values.min():g} to {values.max():g} does not fit "
+                                     f"the {limits.bits} bits it is kept in")  # fmt: skip
+        self.columns.setdefault(column, []).append(values.astype(dtype))
 
 
 class PreparedSet:
@@ -193,6 +220,11 @@ class PreparedSet:
     Parameters
     ----------
     path : str or Path
+
+    Raises
+    ------
+    InputFileError, StructureError
+        The file is missing; it is damaged, something else, or of another format.
 
     Attributes
     ----------
@@ -203,24 +235,39 @@ class PreparedSet:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.source = str(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
                 self._columns = {key: archive[key] for key in archive.files}
             header = json.loads(self._columns.pop("header").tobytes())
-        except (OSError, ValueError, KeyError) as error:
-            raise StructureError(f"{path}: is not a prepared training set ({error}); make one "
-                                 "with 'mdbackmap prepare'") from error  # fmt: skip
-        if header.get("format") != FORMAT:
-            raise StructureError(f"{path}: training set of format {header.get('format')}, this "
-                                 f"version reads {FORMAT}; prepare it again")  # fmt: skip
-        self.bead_keys, self.atom_keys = header["beads"], header["atoms"]
-        self.residues, self.digests = header["residues"], header["digests"]
-        self.names, self.kinds, self.note = header["names"], header["kinds"], header["note"]
-        self._starts = {
-            key.removeprefix("size_"): np.concatenate([[0], np.cumsum(value)])
-            for key, value in self._columns.items()
-            if key.startswith("size_")
-        }
+            version = header["format"]
+        except OSError as error:
+            raise InputFileError(f"{path}: cannot be read ({error.strerror or error}); training "
+                                 "sets are made with 'mdbackmap prepare'") from error  # fmt: skip
+        except _DAMAGE as error:
+            raise StructureError(f"{path}: is no training set, or a damaged one ({error}); make "
+                                 "one with 'mdbackmap prepare'") from error  # fmt: skip
+        if version != FORMAT:
+            raise StructureError(f"{path}: training set of format {version}, this version reads "
+                                 f"{FORMAT}; prepare it again")  # fmt: skip
+        try:
+            self.bead_keys, self.atom_keys = header["beads"], header["atoms"]
+            self.residues, self.digests = header["residues"], header["digests"]
+            self.names, self.kinds, self.note = header["names"], header["kinds"], header["note"]
+            self._starts = self._lay_out()
+        except _DAMAGE as error:
+            raise StructureError(f"{path}: damaged training set ({error})") from error
+
+    def _lay_out(self) -> dict[str, np.ndarray]:
+        """Where each system starts in each column."""
+        starts = {}
+        ideals = [f"{term}_ideal" for term in _TERMS]
+        for column in (*_PER_BEAD, *_PER_RESIDUE, *_PER_ATOM, *_TERMS, *ideals):
+            starts[column] = np.append(0, np.cumsum(self._columns.pop(f"size_{column}")))
+            ends = len(starts[column]) - 1, starts[column][-1]
+            if ends != (len(self.names), len(self._columns[column])):
+                raise ValueError(f"{column} has not the length it should have")
+        return starts
 
     def __len__(self) -> int:
         return len(self.names)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdbackmap.training.batches import SWAPS, Batch
+from mdbackmap.training.batches import Batch
 from mdbackmap.training.config import Losses
+from mdbackmap.training.dataset import SWAPS
 
 
 def best_names(positions: Tensor, batch: Batch) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import datetime
 import math
+import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mdbackmap.errors import ConfigError, ModelError
+from mdbackmap.errors import ConfigError, ModelError, listing
 from mdbackmap.geometry.calibration import bead_pairs, pair_names
 from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
@@ -29,11 +31,24 @@ from mdbackmap.training.config import TrainConfig
 from mdbackmap.training.dataset import PreparedSet, Sample
 from mdbackmap.training.losses import best_names, loss_terms
 
-_STATE = "state.pt"
+STATE = "state.pt"
+LOG = "log.csv"
+LEVELS = (0.0, 0.3)
+"""Noise on the beads, Å, at which held-out structures are predicted."""
+WARM_UP = 200
+"""Steps over which the learning rate rises, or a tenth of them all if that is less."""
+MAX_BAD_STEPS = 50
+"""Steps in a row whose gradient may be no number; they are skipped."""
 
 
 class Vocabulary:
-    """Joins the vocabularies of several prepared sets."""
+    """Joins the vocabularies of several prepared sets.
+
+    Raises
+    ------
+    ConfigError
+        A residue was prepared with different mappings.
+    """
 
     def __init__(self, sets: list[PreparedSet]) -> None:
         self.beads = self._union([s.bead_keys for s in sets])
@@ -59,11 +74,15 @@ class Vocabulary:
                            (data.residues, self.residues)):  # fmt: skip
             place = {key: k for k, key in enumerate(joint)}
             tables.append(np.array([place.get(key, -1) for key in own], dtype=np.int64))
-        return Sample(**{
-            **vars(sample), "bead_key": tables[0][sample.bead_key],
-            "atom_key": tables[1][sample.atom_key],
-            "residue_name": np.maximum(tables[2][sample.residue_name], 0),
-        })  # fmt: skip
+        return replace(
+            sample, bead_key=tables[0][sample.bead_key], atom_key=tables[1][sample.atom_key],
+            residue_name=np.maximum(tables[2][sample.residue_name], 0),
+        )  # fmt: skip
+
+    def known(self, data: PreparedSet) -> list[Sample]:
+        """Translate the systems of a set of which every bead and atom is known."""
+        samples = (self.translate(data, sample) for sample in data)
+        return [s for s in samples if (s.bead_key >= 0).all() and (s.atom_key >= 0).all()]
 
 
 class Source:
@@ -130,7 +149,7 @@ def bead_distances(
 def rmsd(positions: torch.Tensor, batch: Batch) -> float:
     """Heavy-atom RMSD of usable atoms without superposition, Å."""
     squared = ((positions - best_names(positions, batch)) ** 2).sum(1)[batch.usable]
-    return float(squared.mean().sqrt()) if len(squared) else float("nan")
+    return float(squared.mean().sqrt())
 
 
 def predict(network: HierarchicalVectors, batch: Batch) -> torch.Tensor:
@@ -150,12 +169,13 @@ class Trainer:
 
     Raises
     ------
-    ConfigError, StructureError
-        Data that is missing, damaged or contradictory.
+    ConfigError, StructureError, InputFileError
+        Data that is missing, damaged or contradictory; nothing held out that can be evaluated.
     """
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
+        _check_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -165,7 +185,8 @@ class Trainer:
         self.sources = [Source(s, self.vocabulary, config.batch_beads) for s in sets]
         self.shares = np.array([s.share for s in config.data])
         self.shares = self.shares / self.shares.sum()
-        self.checks = [(p, PreparedSet(p)) for p in config.validation]
+        self.checks = self._held_out("validation", config.validation)
+        self.tests = self._held_out("test", config.test)
         self.encoder = EncoderConfig(**config.network.model_dump())
         self.network = self._fresh().to(config.device)
         self.average = self._fresh().to(config.device)
@@ -175,9 +196,29 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=1e-5
         )
-        self.step, self.spent, self.best = 0, 0.0, math.inf
+        self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
         self.output = Path(config.output)
         self.distances = bead_distances(self.sources, self.vocabulary)
+
+    def _held_out(self, option: str, paths: list[Path]) -> dict[str, list[Sample]]:
+        """Systems to evaluate by the name of their file; says which cannot be."""
+        result: dict[str, list[Sample]] = {}
+        for path in paths:
+            data = PreparedSet(path)
+            known = self.vocabulary.known(data)
+            if len(known) < len(data):
+                keys = [k for k in data.bead_keys if k not in set(self.vocabulary.beads)]
+                text = (
+                    f"{option} {path}: {len(data) - len(known)} of {len(data)} systems hold beads "
+                    f"or atoms that no training data has\n{listing(keys, 10)}"
+                )
+                if not known:
+                    raise ConfigError(text)
+                self.say(f"{text}\n  They are left out.")
+            if path.stem in result:
+                raise ConfigError(f"{option}: two files are called {path.stem}; rename one")
+            result[path.stem] = known
+        return result
 
     def _fresh(self) -> HierarchicalVectors:
         v = self.vocabulary
@@ -211,26 +252,35 @@ class Trainer:
         -------
         dict
             Metrics of the best checkpoint on the validation and test sets.
+
+        Raises
+        ------
+        ConfigError
+            The state in the output folder is of another run; the loss is no number.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         self._resume()
         network = torch.compile(self.network, dynamic=True) if self.config.compile else self.network
-        budget = self.config.minutes * 60
+        budget, most = self.config.minutes * 60, self.config.steps or math.inf
         next_check = self.spent + min(60.0, self.config.validate_every * 60)
         began, sums, count = time.monotonic() - self.spent, {}, 0
-        while self.spent < budget:
-            terms = self._step(network, self.spent / budget)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += 1
-            self.spent = time.monotonic() - began
-            if self.spent >= next_check or self.spent >= budget:
-                row = {name: value / count for name, value in sums.items()}
-                self._check(row)
-                sums, count = {}, 0
-                # Evaluation costs time too, but not training time.
-                began = time.monotonic() - self.spent
-                next_check = self.spent + self.config.validate_every * 60
+        try:
+            while self.spent < budget and self.step < most:
+                terms = self._step(network, max(self.spent / budget, self.step / most))
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                count += bool(terms)
+                self.spent = time.monotonic() - began
+                if self.spent >= min(next_check, budget) or self.step >= most:
+                    self._check({name: value / count for name, value in sums.items()})
+                    sums, count = {}, 0
+                    # Evaluation costs time too, but not training time.
+                    began = time.monotonic() - self.spent
+                    next_check = self.spent + self.config.validate_every * 60
+        except KeyboardInterrupt:
+            self._keep()
+            self.say(f"stopped at step {self.step}; the same command goes on from here")
+            raise
         return self.finish()
 
     def _step(self, network: torch.nn.Module, progress: float) -> dict[str, float]:
@@ -242,73 +292,107 @@ class Trainer:
         sample = self.sources[which].draw(self.rng, others)
         batch = make_batch(sample, self.encoder.cutoff, config.noise, self.rng,
                            config.forget_residue).to(config.device)  # fmt: skip
-        warm = min(1.0, (self.step + 1) / 200)
-        rate = config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        warm_up = min(WARM_UP, 1 + config.steps // 10) if config.steps else WARM_UP
+        warm = min(1.0, (self.step + 1) / warm_up)
+        falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        vectors = network(*batch.inputs)
-        positions = place_atoms(vectors, batch.anchors, batch.levels, batch.inputs[7], batch.beads)
-        terms = loss_terms(positions, batch, config.losses)
+            group["lr"] = config.learning_rate * warm * falling
+        terms = loss_terms(predict(network, batch), batch, config.losses)
         loss = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        if torch.isfinite(norm):
-            self.optimizer.step()
         self.step += 1
+        if not torch.isfinite(norm):
+            self._skip(sample)
+            return {}
+        self.bad_steps = 0
+        self.optimizer.step()
         keep = min(config.average, self.step / (self.step + 10))
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    def evaluate(self, data: PreparedSet, level: float = 0.0, limit: int = 40) -> float:
+    def _skip(self, sample: Sample) -> None:
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise ConfigError(
+                f"step {self.step}: the loss has been no number for {self.bad_steps} steps, last "
+                f"on {sample.name}; lower 'learning_rate' and start again from "
+                f"{self.output / 'best.safetensors'} ('start_from')"
+            )
+
+    def evaluate(
+        self, network: HierarchicalVectors, samples: list[Sample], level: float = 0.0,
+        limit: int | None = None,
+    ) -> float:  # fmt: skip
         """Mean RMSD over (at most ``limit`` evenly picked) systems, at a fixed noise, Å."""
         rng = np.random.default_rng(0)
+        most = min(limit or len(samples), len(samples))
         values = []
-        picked = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
         with torch.no_grad():
-            for k in picked:
-                sample = self.vocabulary.translate(data, data[k])
-                if (sample.bead_key < 0).any() or (sample.atom_key < 0).any():
+            for k in np.unique(np.linspace(0, len(samples) - 1, most).astype(int)):
+                sample = random_piece(samples[k], 3000, rng)
+                if not sample.usable.any():
                     continue
-                sample = random_piece(sample, 3000, rng)
                 batch = make_batch(sample, self.encoder.cutoff, self.config.noise, rng,
                                    level=level).to(self.config.device)  # fmt: skip
-                values.append(rmsd(predict(self.average, batch), batch))
-        return float(np.mean(values)) if values else float("nan")
+                values.append(rmsd(predict(network, batch), batch))
+        return float(np.mean(values)) if values else math.nan
 
     def _check(self, row: dict[str, float]) -> None:
-        metrics: dict[str, float] = {}
-        for path, data in self.checks:
-            for level in (0.0, 0.3):
-                metrics[f"{path.stem}@{level}"] = self.evaluate(data, level)
-        score = float(np.nansum(list(metrics.values()))) if metrics else sum(row.values())
-        self._save("last")
+        metrics = {
+            f"{name}@{level}": self.evaluate(self.average, samples, level, limit=40)
+            for name, samples in self.checks.items()
+            for level in LEVELS
+        }
+        score = sum((metrics or row).values()) if row else math.nan
+        self._save("last", metrics)
+        # Never true of a score that is no number.
         if score < self.best:
             self.best = score
             self._save("best", metrics)
-        torch.save(
-            {"network": self.network.state_dict(), "average": self.average.state_dict(),
-             "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent,
-             "best": self.best},
-            self.output / (_STATE + ".part"),
-        )  # fmt: skip
-        (self.output / (_STATE + ".part")).replace(self.output / _STATE)
+        self._keep()
         line = {"minutes": self.spent / 60, "step": self.step, **row, **metrics}
         self._log(line)
         self.say("  ".join(f"{k} {v:.4g}" for k, v in line.items()))
 
-    def _log(self, line: dict[str, float]) -> None:
-        path = self.output / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as handle:
-            writer = csv.writer(handle)
-            if new:
-                writer.writerow(line)
-            writer.writerow([f"{value:.5g}" for value in line.values()])
+    def _keep(self) -> None:
+        """Write all that is needed to go on later."""
+        part = self.output / f"{STATE}.part"
+        torch.save(
+            {"network": self.network.state_dict(), "average": self.average.state_dict(),
+             "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent,
+             "best": self.best, "keys": self._keys()},
+            part,
+        )  # fmt: skip
+        part.replace(self.output / STATE)
 
-    def _save(self, which: str, metrics: dict[str, float] | None = None) -> None:
+    def _keys(self) -> list[list[str]]:
+        return [self.vocabulary.beads, self.vocabulary.atoms, self.vocabulary.residues]
+
+    def _log(self, line: dict[str, float]) -> None:
+        """Add a row; columns may differ from those of an earlier run."""
+        path = self.output / LOG
+        rows = self._logged()
+        rows.append({name: f"{value:.5g}" for name, value in line.items()})
+        part = path.with_name(f"{LOG}.part")
+        with part.open("w", newline="") as handle:
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(handle, list(names))
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(path)
+
+    def _logged(self) -> list[dict[str, str]]:
+        path = self.output / LOG
+        if not path.exists():
+            return []
+        with path.open(newline="") as handle:
+            return list(csv.DictReader(handle))
+
+    def _save(self, which: str, metrics: dict[str, float]) -> None:
         card = {
             "name": self.config.name,
             "date": datetime.date.today().isoformat(),
@@ -320,7 +404,7 @@ class Trainer:
             "noise": self.config.noise.model_dump(),
             "losses": self.config.losses.model_dump(),
             "command": "mdbackmap train",
-            "metrics": {k: round(v, 4) for k, v in (metrics or {}).items()},
+            "metrics": {k: round(v, 4) for k, v in metrics.items()},
         }
         v = self.vocabulary
         checkpoint.save(
@@ -329,54 +413,68 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        path = self.output / _STATE
+        path = self.output / STATE
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True, map_location=self.config.device)
         try:
+            state = torch.load(path, weights_only=True, map_location=self.config.device)
+            if state.get("keys", self._keys()) != self._keys():
+                raise ValueError("other data")
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
+        except (OSError, RuntimeError, ValueError, KeyError, AttributeError, EOFError,
+                pickle.UnpicklingError) as error:  # fmt: skip
             raise ConfigError(
-                f"{path}: is of another configuration; remove the folder or choose another "
-                "'output'"
+                f"{path}: is damaged or of another configuration; remove the folder or choose "
+                "another 'output'"
             ) from error
-        self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
         self.rng = np.random.default_rng([self.config.seed, self.step])
         self.say(f"going on from {path} at {self.spent / 60:.1f} minutes, step {self.step}")
 
     def finish(self) -> dict[str, float]:
-        """Evaluate the best checkpoint on the test sets and draw the learning curve."""
-        best = checkpoint.load(self.output / "best.safetensors")
-        self.average.load_state_dict(best.network.state_dict())
+        """Evaluate the best checkpoint on the test sets and draw the learning curve.
+
+        Returns
+        -------
+        dict
+            Metrics of the best checkpoint, which are also added to its card.
+        """
+        path = self.output / "best.safetensors"
+        best = checkpoint.load(path)
+        best.network.to(self.config.device)
         metrics = dict(best.card.get("metrics", {}))
-        for path in self.config.test:
-            data = PreparedSet(path)
-            for level in (0.0, 0.3):
-                metrics[f"{path.stem}@{level}"] = self.evaluate(data, level, limit=len(data))
-        self._save("best", metrics)
+        for name, samples in self.tests.items():
+            for level in LEVELS:
+                metrics[f"{name}@{level}"] = round(self.evaluate(best.network, samples, level), 4)
+        checkpoint.save(replace(best, card={**best.card, "metrics": metrics}), path)
         self._plot()
         return metrics
 
     def _plot(self) -> None:
-        import matplotlib
+        from matplotlib.figure import Figure
 
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-
-        with (self.output / "log.csv").open() as handle:
-            rows = list(csv.DictReader(handle))
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for name in rows[0]:
+        rows = self._logged()
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        loss, held_out = figure.subplots(1, 2)
+        for name in rows[-1]:
             if name in ("minutes", "step"):
                 continue
-            axis = axes[1] if "@" in name else axes[0]
-            axis.plot([float(r["minutes"]) for r in rows], [float(r[name]) for r in rows],
-                      label=name)  # fmt: skip
-        axes[0].set(xlabel="minutes", ylabel="loss", yscale="log", title="training loss")
-        axes[1].set(xlabel="minutes", ylabel="RMSD (Å)", title="held-out structures")
-        for axis in axes:
-            axis.legend(fontsize=7)
+            points = [(float(r["minutes"]), float(r[name])) for r in rows if r[name]]
+            (held_out if "@" in name else loss).plot(*zip(*points, strict=True), ".-", label=name)
+        loss.set(xlabel="minutes", ylabel="loss", yscale="log", title="training loss")
+        held_out.set(xlabel="minutes", ylabel="RMSD (Å)", title="held-out structures")
+        for axis in (loss, held_out):
+            if axis.lines:
+                axis.legend(fontsize=7)
         figure.savefig(self.output / "learning.png", dpi=120)
-        plt.close(figure)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device '{device}': torch cannot use it here; cpu always works"
+        ) from error
