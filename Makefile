@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.memory
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist

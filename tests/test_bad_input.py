@@ -389,12 +389,12 @@ def test_inputs_are_never_written_over(refused, folder, output):
 # Frames
 
 
-def with_numbers(folder, frame, value, rows=slice(None)):
-    """The first four frames as a .trr, one with other coordinates."""
+def with_numbers(folder, frames, value, rows=slice(None)):
+    """The first four frames as a .trr, some with other coordinates."""
     cg = load(TPR, XTC)
     with mda.Writer(str(folder / "four.trr"), len(cg.atoms)) as writer:
         for ts in cg.trajectory[:4]:
-            if ts.frame == frame:
+            if ts.frame in frames:
                 ts.positions[rows] = value
             writer.write(cg.atoms)
     return folder / "four.trr"
@@ -403,14 +403,14 @@ def with_numbers(folder, frame, value, rows=slice(None)):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 @pytest.mark.parametrize("frame", [0, 2])
 def test_a_frame_without_numbers_is_left_out(folder, weights, frame, value):
-    trajectory = with_numbers(folder, frame, value, rows=[5, 6])
+    trajectory = with_numbers(folder, [frame], value, rows=[5, 6])
     result = run("convert", trajectory, "-s", folder / "cg.tpr", "-o", folder / "aa.trr",
                  "--model", weights)  # fmt: skip
     assert result.code == 1
     assert f"left out: frame {frame}: 2 beads have no usable position" in result.err
     assert "3 frames of 602 atoms" in result.out
     whole = folder / "whole.trr"
-    ok("convert", with_numbers(folder, None, 0), "-s", folder / "cg.tpr", "-o", whole,
+    ok("convert", with_numbers(folder, [], 0), "-s", folder / "cg.tpr", "-o", whole,
        "--model", weights)  # fmt: skip
     kept = [k for k in range(4) if k != frame]
     found, expected = load(folder / "aa.pdb", folder / "aa.trr"), load(folder / "aa.pdb", whole)
@@ -420,13 +420,13 @@ def test_a_frame_without_numbers_is_left_out(folder, weights, frame, value):
 
 
 def test_no_frame_with_numbers(refused, folder):
-    with_numbers(folder, 0, np.nan)
+    with_numbers(folder, [0], np.nan)
     said = refused("four.trr", "-s", folder / "cg.tpr", "--stop", 1, output="aa.trr")
     assert "no frame could be written:\nframe 0: 166 beads have no usable position" in said
 
 
 def test_water_without_numbers_does_not_matter(folder, weights):
-    trajectory = with_numbers(folder, 1, np.nan, rows=slice(400, 500))
+    trajectory = with_numbers(folder, range(4), np.nan, rows=slice(400, 500))
     said = ok("convert", trajectory, "-s", folder / "cg.tpr", "-o", folder / "aa.trr",
               "--model", weights)  # fmt: skip
     assert "4 frames" in said

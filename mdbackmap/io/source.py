@@ -204,8 +204,8 @@ class CGSource:
     def sample(self, most: int = 10) -> list[Frame]:
         """Copy up to ``most`` usable frames spread over the trajectory; goes back to where it was.
 
-        Frames that cannot be read or hold what is no number are left out: they are reported
-        when it is their turn.
+        Frames that cannot be read, and those that hold what is no number as long as there are
+        others, are left out: they are reported when it is their turn.
         """
         here = self.universe.trajectory.frame
         frames = []
@@ -215,12 +215,14 @@ class CGSource:
             except (InputFileError, FrameError):
                 continue
         self.universe.trajectory[here]
-        return [f for f in frames if np.isfinite(f.positions).all()]
+        return [f for f in frames if np.isfinite(f.positions).all()] or frames
 
     def usable_frame(self) -> Frame:
         """Copy the first usable frame of a sample; the current one if none is."""
-        frames = self.sample(1) or self.sample()
-        return frames[0] if frames else self.frame()
+        first, *_ = self.sample(1) or [self.frame()]
+        if np.isfinite(first.positions).all():
+            return first
+        return next(iter(self.sample()), first)
 
     def choose(self, start: int | None, stop: int | None, step: int | None) -> range:
         """Return the numbers of the frames of a slice.
