@@ -156,12 +156,12 @@ class Idealiser:
         # the normals at the ends, what keeps force and torque zero between them.
         axis = arms[:, 1:2]
         square = axis.square().sum(0).clamp_(min=0.1)
-        ends = normals * (square.sqrt() / normals.square().sum(0).clamp_(min=0.1))
+        ends = normals * (square.sqrt() / normals.square().sum(0).clamp_(min=0.5))
         start, stop = ends.unbind(1)
         before, after = (arms[:, ::2] * axis).sum(0) / square
         second = (1 + before) * start + after * stop
         gradients = torch.stack([-start, second, start - stop - second, stop], dim=1)
-        error = error.clamp_(-TURN, TURN) / gradients.square().sum((0, 1)).clamp_(min=0.1)
+        error = error.clamp_(-TURN, TURN) / gradients.square().sum((0, 1)).clamp_(min=1.0)
         step.index_add_(1, self.torsions, gradients.mul_(error).neg_().flatten(1))
 
     def _add_beads(self, step: Tensor, positions: Tensor, beads: Tensor, hold: float) -> None:
