@@ -430,6 +430,7 @@ def test_water_without_numbers_does_not_matter(folder, weights):
     said = ok("convert", trajectory, "-s", folder / "cg.tpr", "-o", folder / "aa.trr",
               "--model", weights)  # fmt: skip
     assert "4 frames" in said
+    assert len(CGSource.open(trajectory, folder / "cg.tpr").sample()) == 4
 
 
 def test_a_box_that_is_no_cell(folder, weights):
@@ -468,3 +469,19 @@ def test_validate_refuses_bad_reports(folder):
         with unchanged(folder):
             said = fails("validate", DATA / "popc.pdb", option, folder / "nowhere" / "report")
         assert "does not exist" in said
+
+
+def test_prepare_refuses_bad_files(folder):
+    peptide = DATA / "ubiquitin_12.pdb"
+    (folder / "not.tar").write_text("no archive")
+    (folder / "bad.pdb").write_text("no structure")
+    with unchanged(folder):
+        said = fails("prepare", peptide, "-o", folder / "nowhere" / "set.npz")
+        assert "does not exist" in said
+        said = fails("prepare", folder / "not.tar", "-o", folder / "set.npz")
+        assert "cannot be read as a .tar archive" in said
+        assert "no system to learn from" in fails(
+            "prepare", folder / "bad.pdb", "-o", folder / "set.npz"
+        )
+        assert "is an input file" in fails("prepare", peptide, "-o", peptide)
+    assert "left out 1" in ok("prepare", peptide, folder / "bad.pdb", "-o", folder / "set.npz")

@@ -136,10 +136,11 @@ def test_lipid_without_hydrogens(tmp_path):
     np.testing.assert_allclose(cg.select_atoms("name C4A").positions[0], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["popc", "ubiquitin_12"])
-def test_molecules_cut_by_the_box(tmp_path, name):
+@pytest.mark.parametrize("source", [PEPTIDE, LIPID], ids=["protein", "lipid"])
+def test_molecules_cut_by_the_box(tmp_path, source):
     """Wherever the box cuts, beads are the same but for whole box vectors."""
-    u = load(DATA / f"{name}.pdb")
+    structure = with_hydrogens(source, tmp_path)
+    u = load(structure)
     box = np.array([[62.0, 0, 0], [18.0, 58.0, 0], [-11.0, 16.0, 60.0]])
     with quiet_guesses(), mda.Writer(str(tmp_path / "cut.trr"), len(u.atoms)) as writer:
         for shift in np.random.default_rng(3).uniform(-90, 90, (8, 3)):
@@ -148,9 +149,8 @@ def test_molecules_cut_by_the_box(tmp_path, name):
             u.atoms.translate(shift)
             u.atoms.wrap()
             writer.write(u.atoms)
-    (tmp_path / "cut.pdb").write_bytes((DATA / f"{name}.pdb").read_bytes())
-    whole = exact(DATA / f"{name}.pdb", tmp_path).atoms.positions.copy()
-    cg = exact(tmp_path / "cut.trr", tmp_path)
+    whole = exact(structure, tmp_path).atoms.positions.copy()
+    cg = exact(tmp_path / "cut.trr", tmp_path, "-s", structure)
     assert cg.trajectory.n_frames == 8
     for ts in cg.trajectory:
         inner = ts.positions - ts.positions[0]

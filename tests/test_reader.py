@@ -409,6 +409,7 @@ def test_copies_of_the_cg_universe_do_not_drive_the_mirror(mirrored, written):
         assert len(other.trajectory.ts) == len(cg.atoms)
         assert backmap.universe.trajectory.frame == 2
     close(backmap.universe.atoms.positions, written[2])
+    assert pickled(cg).trajectory.transformations[0].universe is None
 
 
 @cloned
@@ -420,6 +421,7 @@ def test_a_cloned_mirror_stands_alone(mirrored, written, clone):
     assert cg.trajectory.frame == 0
     cg.trajectory[11]
     assert other.trajectory.frame == 6
+    assert not other.trajectory.live
     assert backmap.universe.trajectory.frame == 11
 
 

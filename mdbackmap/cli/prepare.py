@@ -28,9 +28,11 @@ def prepare(inputs, output, mapping, max_residues, stride, residue, exclude) -> 
     """
     from mdbackmap.errors import MdbackmapError
     from mdbackmap.io.prepare import systems
+    from mdbackmap.io.writing import check_place
     from mdbackmap.mapping.library import Library
     from mdbackmap.training.dataset import Builder
 
+    check_place(output, map(Path, inputs))
     library = Library.load(mapping)
     builder, left = Builder(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -58,10 +60,7 @@ def _files(inputs: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Path, P
     stems: dict[str, list[Path]] = {}
     for item in map(Path, inputs):
         if ".tar" in item.name:
-            with tarfile.open(item) as archive:
-                archive.extractall(folder, filter="data")
-                names = [m.name for m in archive.getmembers() if m.isfile()]
-            for name in names:
+            for name in _unpack(item, folder):
                 yield Path(name).stem, folder / name, None
         else:
             stems.setdefault(item.stem, []).append(item)
@@ -70,3 +69,15 @@ def _files(inputs: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Path, P
         structure = next((p for p in paths if p != trajectory), None)
         if structure is not None:
             yield stem, structure, trajectory
+
+
+def _unpack(archive: Path, folder: Path) -> list[str]:
+    from mdbackmap.errors import InputFileError
+
+    try:
+        with tarfile.open(archive) as handle:
+            handle.extractall(folder, filter="data")
+            return [m.name for m in handle.getmembers() if m.isfile()]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputFileError(f"{archive}: cannot be read as a .tar archive: {reason}") from error

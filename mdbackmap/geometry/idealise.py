@@ -29,6 +29,8 @@ SLACK = 0.3
 TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
 MOMENTUM = 0.6
+ROUNDS = 4
+"""Rounds of sweeps at most; a second one is needed where a torsion had far to turn."""
 
 
 class Idealiser:
@@ -45,7 +47,7 @@ class Idealiser:
     omegas : ndarray, shape=(m, 4), int64; may_be_cis : ndarray, shape=(m,), bool
         Peptide bonds. They are made trans; where cis is allowed the prediction decides.
     sweeps : int
-        Jacobi sweeps.
+        Jacobi sweeps per round; rounds are added while a fixed torsion is on its wrong side.
     hold : float
         How strongly beads are kept where they were given, 0 to 1 per sweep.
     """
@@ -107,9 +109,18 @@ class Idealiser:
         """
         # Rows x, y, z, x, y: cross products are then differences of products of slices.
         rows = positions.T[[0, 1, 2, 0, 1]]
-        moving, again = rows[:3], rows[3:]
+        moving = rows[:3]
         beads = beads.T.contiguous()
         target = self._torsion_targets(rows)
+        for _ in range(ROUNDS):
+            self._sweep(rows, beads, target)
+            if not len(target) or not self._wrong_side(rows, target):
+                break
+        return moving.T.contiguous()
+
+    def _sweep(self, rows: Tensor, beads: Tensor, target: Tensor) -> None:
+        """Move the atoms in place, one round of sweeps."""
+        moving, again = rows[:3], rows[3:]
         speed = torch.zeros_like(moving)
         for sweep in range(self.sweeps):
             step = torch.zeros_like(moving)
@@ -126,7 +137,10 @@ class Idealiser:
             speed = step.add_(speed, alpha=MOMENTUM if sweep > 3 else 0.0)
             moving += speed
             again.copy_(moving[:2])
-        return moving.T.contiguous()
+
+    def _wrong_side(self, rows: Tensor, target: Tensor) -> bool:
+        """Whether a fixed torsion is still more than 90 degrees from where it should be."""
+        return bool((torch.cos(_torsion_angle(*self._torsion_planes(rows)) - target) < 0).any())
 
     def _add_pairs(self, step: Tensor, positions: Tensor) -> None:
         gap = positions.index_select(1, self.second) - positions.index_select(1, self.first)

@@ -54,8 +54,6 @@ def find_topology(trajectory: str | Path) -> Path:
         best = [p for p in fitting if _rank(p) == min(map(_rank, fitting))]
         if len(best) == 1:
             return best[0]
-        if best:
-            break
     rows = [f"{p.name}: {'unreadable' if n is None else f'{n} particles'}"
             for p, n in counts.items()]  # fmt: skip
     problem = "several files beside it fit" if best else "no file beside it fits"
@@ -190,10 +188,10 @@ class CGSource:
             with quiet_guesses():
                 trajectory[k]
         except _UNREADABLE as error:
+            hint = f"\n  Hint: use what is whole with --stop {k}." if k else ""
             raise InputFileError(
                 f"{trajectory.filename}: frame {k} of {len(trajectory)} cannot be read "
-                f"({error}); the file is truncated or damaged\n"
-                f"  Hint: use what is whole with --stop {k}."
+                f"({error}); the file is truncated or damaged{hint}"
             ) from error
         return self.frame()
 
@@ -239,15 +237,19 @@ class CGSource:
             given = {"--start": start, "--stop": stop, "--step": step}
             options = " ".join(f"{k} {v}" for k, v in given.items() if v is not None)
             raise InputFileError(f"{trajectory.filename}: {options} leaves none of its {n} frames")
-        offsets = self._offsets()
+        if self.files:
+            self._refuse_cut_frames(chosen, open_end=stop is None)
+        return chosen
+
+    def _refuse_cut_frames(self, chosen: range, *, open_end: bool) -> None:
+        trajectory, offsets = self.universe.trajectory, self._offsets()
         last = int(offsets[-1]) if offsets is not None else None
-        n_whole, complete = whole.whole_frames(trajectory.filename, n, last)
-        if not complete and (stop is None or max(chosen) >= n_whole):
+        n_whole, complete = whole.whole_frames(trajectory.filename, len(trajectory), last)
+        if not complete and (open_end or max(chosen) >= n_whole):
             raise InputFileError(
                 f"{trajectory.filename}: the file is cut short after {n_whole} whole frames\n"
                 f"  Hint: use them with --stop {n_whole}."
             )
-        return chosen
 
     def frames(
         self, start: int | None = None, stop: int | None = None, step: int | None = None

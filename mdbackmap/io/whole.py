@@ -91,11 +91,13 @@ def is_sound(path: str | Path, start: int, n_atoms: int) -> bool:
         head = handle.read(88)
     if head[:4] == struct.pack(">i", _TRR):
         return True
-    counts = struct.unpack_from(">i", head, 4)[0], struct.unpack_from(">i", head, 52)[0]
-    if counts != (n_atoms, n_atoms):
+    here = struct.pack(">i", n_atoms)
+    if head[4:8] != here or head[52:56] != here:
         return False
     if n_atoms <= 9:
         return True
+    if len(head) < 88:
+        return False
     precision, *bounds, smallest = struct.unpack_from(">f6ii", head, 56)
     extents = [high - low for low, high in zip(bounds[:3], bounds[3:], strict=True)]
     return precision > 0 and min(extents) >= 0 and smallest in _XTC_SMALLEST
