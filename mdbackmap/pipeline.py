@@ -14,7 +14,7 @@ import torch
 from mdbackmap.errors import FrameError, ModelError, listing
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.calibration import BeadCalibration, changes, lengths_by_kind
-from mdbackmap.geometry.idealise import Idealiser
+from mdbackmap.geometry.idealise import BlockIdealiser
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import find_pairs, relations
 from mdbackmap.mapping.system import System
@@ -91,7 +91,7 @@ class Backmapper:
         self._checkpoint: Checkpoint | None = None
         self.vocabulary: Vocabulary = match(system, self.checkpoint)
         self.unwrap = Unwrapper(system.bead_parent)
-        self.idealiser = Idealiser(
+        self.idealiser = BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
             system.omegas, system.omega_may_be_cis,
         )  # fmt: skip

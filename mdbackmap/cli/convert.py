@@ -12,6 +12,7 @@ import click
 
 from mdbackmap.cli.common import (
     counted,
+    keep_memory,
     mapping_option,
     progress,
     say_error,
@@ -66,6 +67,7 @@ def convert(
     from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 
     began = time.perf_counter()
+    keep_memory()
     set_threads(threads)
     source = CGSource.open(trajectory, topology, select)
     frames = source.choose(start, stop, step)

@@ -61,7 +61,7 @@ def main() -> None:
     """Run the command line; expected errors become one message and exit code 1."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="mdbackmap", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code

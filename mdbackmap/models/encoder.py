@@ -111,7 +111,7 @@ class Layer(nn.Module):
 
     def forward(
         self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor, radial: Tensor,
-        unit: Tensor, relation: Tensor,
+        unit: Tensor, relation: Tensor, sent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Update the features of some beads.
 
@@ -123,14 +123,20 @@ class Layer(nn.Module):
             The beads to update.
         index, relation : Tensor, shape=(n, k), int64
         radial : Tensor, shape=(n, r, k); unit : Tensor, shape=(n, k, 3)
+        sent : Tensor, shape=(n_all, c + v), optional
+            ``send(scalars)``, worked out once where a layer is run in chunks.
         """
         n, k = index.shape
         r, c, v = self.r, self.c, self.v
         own_s, own_v = scalars[here], vectors[here]
-        # What a neighbour sends depends on how it is bonded to the receiver: one table, one gather.
-        table = self.send(scalars)[:, None] * self.relation.weight
-        flat = (index * len(self.relation.weight) + relation).reshape(-1)
-        sent = table.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
+        # What a neighbour sends depends on how it is bonded to the receiver.
+        if sent is None:
+            table = self.send(scalars)[:, None] * self.relation.weight
+            flat = (index * len(self.relation.weight) + relation).reshape(-1)
+            sent = table.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
+        else:
+            sent = sent.index_select(0, index.reshape(-1)).view(n, k, c + v)
+            sent = sent * self.relation(relation)
         angular = (radial[:, :, None, :] * unit.transpose(1, 2)[:, None]).flatten(1, 2)
         sum_s = torch.bmm(radial, sent[..., :c]).flatten(1)
         sum_v = torch.bmm(angular, sent[..., c:]).view(n, r, 3, v)

@@ -59,10 +59,11 @@ def predict_in_chunks(
         last = len(encoder.layers) - 1
         for depth, layer in enumerate(encoder.layers):
             new_scalars, new_vectors = torch.empty_like(scalars), torch.empty_like(vectors)
+            sent = layer.send(scalars)
             for chunk in chunks():
                 here = torch.arange(chunk.start, chunk.stop, device=bead.device)
                 radial, unit = encoder.geometry(chunk.vectors, chunk.present)
-                s, v = layer(scalars, vectors, here, chunk.index, radial, unit, chunk.relation)
+                s, v = layer(scalars, vectors, here, chunk.index, radial, unit, chunk.relation, sent)
                 if depth < last:
                     new_scalars[here], new_vectors[here] = s, v
                     continue
