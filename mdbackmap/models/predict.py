@@ -63,7 +63,9 @@ def predict_in_chunks(
             for chunk in chunks():
                 here = torch.arange(chunk.start, chunk.stop, device=bead.device)
                 radial, unit = encoder.geometry(chunk.vectors, chunk.present)
-                s, v = layer(scalars, vectors, here, chunk.index, radial, unit, chunk.relation, sent)
+                s, v = layer(
+                    scalars, vectors, here, chunk.index, radial, unit, chunk.relation, sent
+                )
                 if depth < last:
                     new_scalars[here], new_vectors[here] = s, v
                     continue
