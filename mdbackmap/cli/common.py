@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import click
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's <malloc.h>."""
 
 mapping_option = click.option(
     "--mapping", multiple=True, metavar="NAME|PATH", default=("martini3",), show_default=True,
@@ -54,20 +50,6 @@ def set_threads(threads: int | None) -> int:
     count = threads or (int(asked) if asked.isdecimal() else 0) or free or 1
     torch.set_num_threads(count)
     return count
-
-
-def keep_memory() -> None:
-    """Let glibc keep the memory of large arrays for the next ones; elsewhere nothing happens.
-
-    It would give back each array at once and ask the system anew: most of the time that a frame
-    of a million atoms takes, for a quarter less memory.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterable[Any]:

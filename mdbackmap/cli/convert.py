@@ -12,7 +12,6 @@ import click
 
 from mdbackmap.cli.common import (
     counted,
-    keep_memory,
     mapping_option,
     progress,
     say_error,
@@ -67,7 +66,6 @@ def convert(
     from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 
     began = time.perf_counter()
-    keep_memory()
     set_threads(threads)
     source = CGSource.open(trajectory, topology, select)
     frames = source.choose(start, stop, step)
