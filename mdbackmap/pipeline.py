@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +15,26 @@ import torch
 from mdbackmap.errors import FrameError, ModelError, listing
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.calibration import BeadCalibration, changes, lengths_by_kind
+from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.graph.neighbours import close_pairs, find_pairs, relations
 from mdbackmap.mapping.system import System
 from mdbackmap.models import checkpoint as checkpoints
 from mdbackmap.models.checkpoint import Checkpoint
+from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.hierarchical import place_atoms
 from mdbackmap.models.library import resolve
 from mdbackmap.models.predict import Chunk, predict_in_chunks
+from mdbackmap.validation.measures import torsions
 from mdbackmap.vocabulary import Vocabulary, match
 
 _log = logging.getLogger("mdbackmap")
 
 CHUNK_SIZE = 1000
 """Beads predicted together; about 20 MB of memory, which still fits caches."""
-SIMULATED_NOISE = 0.2
-"""Å per axis the network is told for simulated beads, chosen on real trajectories."""
+FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
+"""A peptide before proline is cis where the mean cosine over so many frames exceeds this."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
@@ -87,25 +91,44 @@ class Backmapper:
     ) -> None:  # fmt: skip
         self.system, self.options = system, options or Options()
         _check_device(self.options.device)
-        self._model = model
-        self._checkpoint: Checkpoint | None = None
-        self.vocabulary: Vocabulary = match(system, self.checkpoint)
-        self.unwrap = Unwrapper(system.bead_parent)
-        self.idealiser = BlockIdealiser(
-            system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            system.omegas, system.omega_may_be_cis,
-        )  # fmt: skip
         order = np.argsort(system.atom_bead, kind="stable")
         self._order = torch.from_numpy(order)
         self._sorted_bead = torch.from_numpy(system.atom_bead[order])
-        self._sorted_key = self.vocabulary.atom[self._order]
+        self._use(model)
+        self.unwrap = Unwrapper(system.bead_parent)
+        self.backbone = system.backbone
+        self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
         self._anchors = torch.from_numpy(system.anchors)
         self._levels = torch.from_numpy(system.levels)
         self._atom_bead = torch.from_numpy(system.atom_bead)
         self.calibration = BeadCalibration(
             np.zeros((0, 2), np.int64), np.zeros(0), np.ones(system.n_beads)
         )
-        self.noise = self.options.noise or 0.0
+        self._trust(self.options.noise, simulated=True)
+
+    @functools.cached_property
+    def idealiser(self) -> BlockIdealiser:
+        """What puts local geometry right; made when the first frame needs it."""
+        system = self.system
+        return BlockIdealiser(
+            system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
+            self.backbone,
+        )  # fmt: skip
+
+    def _use(self, model: str | Path | Checkpoint) -> None:
+        """Take a model into use."""
+        self._model = model
+        self._checkpoint: Checkpoint | None = None
+        self.vocabulary: Vocabulary = match(self.system, self.checkpoint)
+        self._sorted_key = self.vocabulary.atom[self._order]
+
+    def _trust(self, noise: float | None, *, simulated: bool) -> None:
+        """Settle what the network is told of the beads, and which of a pair of models it is."""
+        if noise is None:
+            noise = SIMULATED_NOISE if simulated else 0.0
+        self.noise = min(noise, self.checkpoint.largest_noise)
+        if noise == 0.0 and self.checkpoint.for_mapped_beads:
+            self._use(self.checkpoint.for_mapped_beads)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -131,6 +154,35 @@ class Backmapper:
             Beads of the system, in any image.
         boxes : iterable of ndarray, shape=(3, 3), Å, or None
         """
+        # A damaged frame is reported when it is its turn.
+        sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
+        frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
+        self._measure_beads(frames, boxes)
+        self._settle_cis(frames[:FRAMES_FOR_CIS], boxes[:FRAMES_FOR_CIS])
+
+    def _settle_cis(
+        self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
+    ) -> None:
+        """Decide once which peptides are cis, so that none flips between frames."""
+        backbone = self.system.backbone
+        asked = np.flatnonzero(backbone.may_be_cis)
+        if not len(asked) or not frames:
+            return
+        cosines = []
+        with torch.inference_mode(), _threads(self.system.n_beads // BEADS_PER_THREAD):
+            for beads, box in zip(frames, boxes, strict=True):
+                atoms = self._predict(self.calibration(self.unwrap(beads, box)), box).numpy()
+                omega = torsions(atoms, backbone.omegas[asked], None)
+                cosines.append(np.cos(np.radians(omega)))
+        cis = np.zeros(len(backbone.cis), dtype=bool)
+        cis[asked] = np.mean(cosines, axis=0) > CIS_COSINE
+        self.backbone = replace(backbone, cis=cis, may_be_cis=np.zeros_like(cis))
+        self.__dict__.pop("idealiser", None)
+
+    def _measure_beads(
+        self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
+    ) -> None:
+        """Find out whether the beads are simulated, and what their bonds are like."""
         if not self.options.calibrate:
             return
         pairs, kind, mean, spread = self.vocabulary.bead_distances
@@ -138,9 +190,6 @@ class Backmapper:
             return
         total, count, n_frames = np.zeros(len(mean)), np.zeros(len(mean)), 0
         for beads, box in zip(frames, boxes, strict=True):
-            # A damaged frame is reported when it is its turn.
-            if not np.isfinite(beads).all():
-                continue
             whole = self.unwrap(beads, box)
             sums, numbers = lengths_by_kind(whole, pairs, kind, len(mean))
             total, count, n_frames = total + sums, count + numbers, n_frames + 1
@@ -151,11 +200,10 @@ class Backmapper:
         change = changes(observed, count / np.sqrt(max(n_frames, 1)), mean, spread)
         self.calibration = BeadCalibration(pairs, change[kind], self.vocabulary.mobility)
         simulated = np.average(change != 0, weights=count) > 0.2
-        if self.options.noise is None:
-            self.noise = SIMULATED_NOISE if simulated else 0.0
+        self._trust(self.options.noise, simulated=bool(simulated))
         _log.info(
-            "bead bonds: %d of %d kinds differ from mapped structures; noise level %.2f Å",
-            int((change != 0).sum()), len(change), self.noise,
+            "bead bonds: %d of %d kinds differ from mapped structures; noise level %.2f Å, model %s",
+            int((change != 0).sum()), len(change), self.noise, self.checkpoint.card.get("name"),
         )  # fmt: skip
 
     def __call__(
@@ -191,7 +239,10 @@ class Backmapper:
                 positions = self._predict(moved, box)
             if self.options.idealise:
                 with _threads(self.system.n_atoms // ATOMS_PER_THREAD):
-                    positions = self.idealiser(positions, torch.from_numpy(whole))
+                    near = close_pairs(positions.numpy(), box, REACH)
+                    positions = self.idealiser(
+                        positions, torch.from_numpy(whole), self.contact_rules(*near)
+                    )
         result = positions.numpy()
         if not np.isfinite(result).all():
             raise FrameError(f"frame {frame}: the prediction is not a number; please report this")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
 import torch
+from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.boxes import (
     Unwrapper,
     box_from_dimensions,
@@ -16,7 +16,7 @@ from mdbackmap.geometry.boxes import (
     spanning_tree,
 )
 from mdbackmap.geometry.calibration import BeadCalibration, bead_pairs, changes, pair_names
-from mdbackmap.geometry.constraints import Constraints
+from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.idealise import Idealiser
 from mdbackmap.mapping.system import System
 from mdbackmap.validation import Checker, measures
@@ -161,13 +161,52 @@ def test_pairs_of_beads_are_bonded_or_two_bonds_apart_in_one_residue():
     assert len(none) == 0
 
 
+# Ramachandran plot
+
+
+@pytest.mark.parametrize(
+    ("name", "phi", "psi", "expected"),
+    [("ALA", -60, -45, False), ("ALA", -120, 130, False), ("ALA", 60, 40, False),
+     ("ALA", 120, -60, True), ("GLY", 60, -120, False), ("ALA", 0, 0, True),
+     ("GLY", 0, 0, True), ("PRO", 60, 40, True), ("PRO", -150, 150, True), ("PRO", -65, 145, False),
+     ("ILE", 60, 120, True), ("VAL", -65, -40, False), ("ALA", -179.9, 179.9, False),
+     ("ALA", 180.0, -180.0, False), ("ALA", np.nan, 0, False)],
+)  # fmt: skip
+def test_ramachandran_regions(name, phi, psi, expected):
+    kind = ramachandran.kind_of(np.array([name]), np.array([False]))
+    found = ramachandran.percentile(np.array([phi], float), np.array([psi], float), kind)
+    assert (found > ramachandran.ALLOWED).tolist() == [expected]
+
+
+def test_kinds_of_residues_in_the_ramachandran_plot():
+    names = np.array(["ALA", "ILE", "VAL", "SER", "PRO", "GLY", "PRO", "GLY", "VAL"])
+    before = np.array([False] * 3 + [True] * 1 + [False] * 2 + [True] * 3)
+    assert ramachandran.kind_of(names, before).tolist() == [0, 1, 1, 2, 3, 4, 3, 4, 2]
+
+
+@pytest.mark.parametrize("contour", [0.9, ramachandran.FAVOURED])
+def test_the_way_back_leads_inside_and_is_the_shortest(contour):
+    shares, ways = ramachandran.table(), ramachandran.way_back(contour)
+    n = shares.shape[1]
+    steps = np.round(ways * n / (2 * np.pi)).astype(int)
+    kind, phi, psi = np.indices(shares.shape)
+    there = shares[kind, (phi + steps[..., 0]) % n, (psi + steps[..., 1]) % n]
+    assert (there <= contour).all()
+    assert (steps[shares <= contour] == 0).all()
+    inside = np.argwhere(shares[0] <= contour)
+    for cell in [(36, 36), (60, 10), (0, 40)]:
+        gap = np.abs(inside - cell)
+        gap = np.minimum(gap, n - gap)
+        assert np.hypot(*steps[0][cell]) == pytest.approx(np.hypot(*gap.T).min())
+
+
 # Idealisation
 
 
 def idealiser(system: System, **options) -> Idealiser:
     return Idealiser(
         system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-        system.omegas, system.omega_may_be_cis, **options,
+        system.backbone, **options,
     )  # fmt: skip
 
 
@@ -341,9 +380,9 @@ def test_hopeless_input_stays_finite(peptide, place):
 
 
 def test_no_constraints_at_all_only_keep_the_beads():
-    none, no_rows = Constraints.none(), np.zeros((0, 4), np.int64)
+    none = Constraints.none()
     members = np.array([[0, 0], [0, 1], [1, 2]])
-    mender = Idealiser(none, 3, members, np.array([0.5, 0.5, 1.0]), 2, no_rows, np.zeros(0, bool))
+    mender = Idealiser(none, 3, members, np.array([0.5, 0.5, 1.0]), 2, Backbone.none())
     beads = torch.tensor([[0.0, 0, 0], [5, 0, 0]])
     start = torch.tensor([[1.0, 0, 0], [2, 0, 0], [5, 1, 0]])
     result = mender(start, beads)
@@ -357,22 +396,7 @@ def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
         Constraints.none(), bonds=np.array([[0, 1]]), bond_length=np.array([1.5]),
         bond_order=np.ones(1),
     )  # fmt: skip
-    mender = Idealiser(pair, 2, np.array([[0, 0], [0, 1]]), np.full(2, 0.5), 1,
-                       np.zeros((0, 4), np.int64), np.zeros(0, bool))  # fmt: skip
+    mender = Idealiser(pair, 2, np.array([[0, 0], [0, 1]]), np.full(2, 0.5), 1, Backbone.none())
     result = mender(torch.tensor([[0.0, 0, 0], [2.5, 0, 0]]), torch.tensor([[1.25, 0, 0]]))
     assert (result[1] - result[0]).norm() == pytest.approx(1.5, abs=1e-3)
     assert result.mean(0) == pytest.approx([1.25, 0, 0], abs=1e-3)
-
-
-def test_a_large_system_is_idealised_in_microseconds_per_atom(membrane_system):
-    rng, system = np.random.default_rng(0), membrane_system
-    beads = rng.uniform(0, 60, (system.n_beads, 3))
-    start = beads[system.atom_bead] + rng.normal(0, 1, (system.n_atoms, 3))
-    arrays = [torch.from_numpy(a.astype(np.float32)) for a in (start, beads)]
-    mender, times = idealiser(system), []
-    for _ in range(3):
-        began = time.process_time()
-        mender(*arrays)
-        times.append(time.process_time() - began)
-    # About 2 µs on one idle core; the bound leaves room for slow and busy machines.
-    assert min(times) / system.n_atoms < 15e-6

@@ -17,7 +17,6 @@ from mdbackmap.mapping.system import System, from_atoms
 from mdbackmap.structure import Frame, Particles
 from mdbackmap.validation import Checker, Summary, bead_shift, check, checks, measures, rmsd
 from mdbackmap.validation.contacts import BondGraph, _cycles, close_pairs, find_rings
-from mdbackmap.validation.ramachandran import is_outlier
 
 DATA = Path(__file__).parent / "data"
 BOX = np.array([[80.0, 0, 0], [20, 90, 0], [-15, 25, 100]])
@@ -128,7 +127,7 @@ def test_fused_rings_are_found_once_each(resname, sizes):
         resids=np.ones(template.n_atoms, np.int64), segids=np.full(template.n_atoms, "A"),
     )  # fmt: skip
     frame = Frame(np.zeros((template.n_atoms, 3)))
-    rings = find_rings(from_atoms(table, Library.load("martini3"), frame))
+    rings, _ = find_rings(from_atoms(table, Library.load("martini3"), frame))
     assert sorted(len(set(ring)) for ring in rings.tolist()) == sizes
 
 
@@ -405,18 +404,6 @@ def test_neighbours_up_to_three_bonds():
     others = np.arange(1, 6)
     near = chain.within_three_bonds(np.zeros(5, np.int64), others)
     assert near.tolist() == [True, True, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("name", "phi", "psi", "expected"),
-    [("ALA", -60, -45, False), ("ALA", -120, 130, False), ("ALA", 60, 40, False),
-     ("ALA", 60, -120, True), ("GLY", 60, -120, False), ("ALA", 0, 0, True),
-     ("GLY", 0, 0, True), ("PRO", 60, 40, True), ("PRO", -150, 150, True),
-     ("ALA", -60, -100, True), ("ALA", np.nan, 0, False)],
-)  # fmt: skip
-def test_ramachandran_regions(name, phi, psi, expected):
-    found = is_outlier(np.array([phi], float), np.array([psi], float), np.array([name]))
-    assert found.tolist() == [expected]
 
 
 # Beads and references

@@ -6,10 +6,15 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mdbackmap.cli.common import mapping_option, progress
+
+if TYPE_CHECKING:
+    from mdbackmap.mapping.library import Library
+    from mdbackmap.training.simulated import BeadStatistics
 
 
 @click.command()
@@ -20,40 +25,69 @@ from mdbackmap.cli.common import mapping_option, progress
 @click.option("--stride", default=1, show_default=True, help="Use every n-th frame.")
 @click.option("--residue", default=None, help="Residue name of files whose own says nothing.")
 @click.option("--exclude", multiple=True, help="Names of structures to leave out.")
-def prepare(inputs, output, mapping, max_residues, stride, residue, exclude) -> None:
+@click.option("--like", multiple=True, type=click.Path(exists=True, dir_okay=False),
+              help="A coarse-grained trajectory; beads are moved to lie as they do there.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the moved beads.")
+def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, like, seed) -> None:
     """Turn atomistic structures into a training set.
 
     INPUTS are structures, 'STRUCTURE+TRAJECTORY' pairs given as two files with the same stem, or
     .tar archives of PDB files. Residues with occupancy 0 or missing atoms are not learnt from.
     """
+    import numpy as np
+
     from mdbackmap.errors import MdbackmapError
     from mdbackmap.io.prepare import systems
     from mdbackmap.io.writing import check_place
     from mdbackmap.mapping.library import Library
     from mdbackmap.training.dataset import Builder
+    from mdbackmap.training.simulated import Simulator
 
     check_place(output, map(Path, inputs))
     library = Library.load(mapping)
-    builder, left = Builder(), []
+    statistics = _statistics(like, library) if like else None
+    rng = np.random.default_rng(seed)
+    builder, left = Builder(simulated=bool(like)), []
     with tempfile.TemporaryDirectory() as folder:
         files = list(_files(inputs, Path(folder)))
         for name, topology, trajectory in progress(files, "structures"):
             if name in exclude:
                 continue
             try:
+                simulator = None
                 for system, positions, box, usable in systems(
                     topology, trajectory, library, stride=stride, residue=residue
                 ):
                     if max_residues and len(system.next_residue) > max_residues:
                         left.append(f"{name}: {len(system.next_residue)} residues")
                         break
-                    builder.add(name, system, positions, box, usable)
+                    beads = None
+                    if statistics:
+                        simulator = simulator or Simulator(system, statistics)
+                        positions, beads = simulator(positions, box, rng)
+                    builder.add(name, system, positions, box, usable, beads)
             except MdbackmapError as error:
                 left.append(f"{name}: {error}")
     builder.save(output, note=", ".join(Path(i).name for i in inputs)[:2000])
     click.echo(f"{output}: {len(builder.names)} systems; left out {len(left)}")
     for line in left[:20]:
         click.echo(f"  {line}")
+
+
+def _statistics(paths: tuple[str, ...], library: Library) -> BeadStatistics:
+    """Measure how beads lie in coarse-grained trajectories."""
+    from mdbackmap.io.source import CGSource
+    from mdbackmap.mapping.system import from_beads
+    from mdbackmap.training.simulated import BeadStatistics
+
+    simulations = []
+    for path in paths:
+        source = CGSource.open(path)
+        frames = source.sample(40)
+        system = from_beads(source.particles, library, frames[0], skip_unknown=True)
+        beads = [frame.positions[system.bead_source] for frame in frames]
+        simulations.append((system, beads, [frame.box for frame in frames]))
+    return BeadStatistics.measured(simulations)
 
 
 def _files(inputs: tuple[str, ...], folder: Path) -> Iterator[tuple[str, Path, Path | None]]:

@@ -74,3 +74,41 @@ class Constraints:
         return Constraints(
             *(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Constraints))
         )
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Torsions of protein backbones over atom indices.
+
+    Attributes
+    ----------
+    omegas : ndarray, shape=(m, 4), int64
+        CA C N CA of every peptide bond.
+    cis : ndarray, shape=(m,), bool
+        Those that are cis whatever is predicted.
+    may_be_cis : ndarray, shape=(m,), bool
+        Those for which the prediction decides; all others are trans.
+    phi_psi : ndarray, shape=(r, 5), int64
+        C N CA C N of every residue with both neighbours: phi is the first four, psi the last.
+    kind : ndarray, shape=(r,), int64
+        Of residue, into `mdbackmap.geometry.ramachandran.KINDS`.
+    """
+
+    omegas: np.ndarray
+    cis: np.ndarray
+    may_be_cis: np.ndarray
+    phi_psi: np.ndarray
+    kind: np.ndarray
+
+    @classmethod
+    def none(cls) -> Backbone:
+        """No protein."""
+        flags, index = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
+        return cls(index.reshape(0, 4), flags, flags, index.reshape(0, 5), index)
+
+    def within(self, start: int, stop: int) -> Backbone:
+        """Return what lies within a range of atoms, counted from its start."""
+        own = (self.omegas[:, 0] >= start) & (self.omegas[:, 0] < stop)
+        mine = (self.phi_psi[:, 0] >= start) & (self.phi_psi[:, 0] < stop)
+        return Backbone(self.omegas[own] - start, self.cis[own], self.may_be_cis[own],
+                        self.phi_psi[mine] - start, self.kind[mine])  # fmt: skip

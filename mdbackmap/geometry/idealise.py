@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdbackmap.geometry.constraints import Constraints
+from mdbackmap.geometry import ramachandran
+from mdbackmap.geometry.constraints import Backbone, Constraints
+from mdbackmap.geometry.contacts import Contacts
 
 CLOSEST_14 = 2.6
 """Å; atoms three bonds apart come no closer (a gauche butane has 3.0, an eclipsed one 2.6)."""
@@ -30,8 +33,46 @@ SLACK = 0.3
 TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
 MOMENTUM = 0.6
+WELL_WITHIN = 0.95
+"""Contour of the Ramachandran plot that phi and psi are brought into."""
+DRIFT = 1.5
+"""Share of the way there that one sweep asks for."""
 ROUNDS = 4
 """Rounds of sweeps at most; a second one is needed where a torsion had far to turn."""
+LOOSER = 0.3
+"""Factor of the hold on beads from round to round."""
+SETTLED = math.cos(math.radians(30))
+"""Cosine of the error of a fixed torsion that calls for another round."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Distances between pairs of points to be kept within limits.
+
+    Attributes
+    ----------
+    first, second : Tensor, shape=(m,), int64
+    nearest, furthest : Tensor, shape=(m,), float32, Å
+    """
+
+    first: Tensor
+    second: Tensor
+    nearest: Tensor
+    furthest: Tensor
+
+    def joined(self, other: Pairs) -> Pairs:
+        """Return these pairs and others."""
+        return Pairs(*(torch.cat(both) for both in zip(vars(self).values(),
+                                                       vars(other).values(), strict=True)))
+
+    def add_to(self, step: Tensor, positions: Tensor) -> None:
+        """Add what either point would have to move; both arrays (3, n), Å."""
+        gap = positions.index_select(1, self.second) - positions.index_select(1, self.first)
+        length = (gap * gap).sum(0).add_(1e-8).sqrt_()
+        error = length - length.clamp(self.nearest, self.furthest)
+        gap *= error.div_(length).mul_(0.5)
+        step.index_add_(1, self.first, gap)
+        step.index_add_(1, self.second, gap.neg_())
 
 
 class Idealiser:
@@ -45,8 +86,9 @@ class Idealiser:
     members : ndarray, shape=(k, 2), int64; weights : ndarray, shape=(k,)
         Bead-atom rows and normalised weights, to keep beads where they are.
     n_beads : int
-    omegas : ndarray, shape=(m, 4), int64; may_be_cis : ndarray, shape=(m,), bool
-        Peptide bonds. They are made trans; where cis is allowed the prediction decides.
+    backbone : Backbone
+        Peptide bonds are made trans; where cis is allowed the prediction decides. Phi and psi
+        that hardly any protein has are turned to the nearest that many have.
     sweeps : int
         Jacobi sweeps per round; rounds are added while a fixed torsion is on its wrong side.
     hold : float
@@ -55,18 +97,17 @@ class Idealiser:
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
-        n_beads: int, omegas: np.ndarray, may_be_cis: np.ndarray, *, sweeps: int = 32,
-        hold: float = 0.1,
+        n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
     ) -> None:  # fmt: skip
         self.sweeps, self.hold = sweeps, hold
         pairs, distance = _exact_pairs(constraints)
         apart = _pairs_14(constraints, pairs)
         n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
         give = np.where(np.arange(n_exact) < len(constraints.bonds), 0.0, GIVE_13)
-        self.nearest = _reals(np.append(distance - give, np.full(len(apart), CLOSEST_14)))
-        self.furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
+        nearest = _reals(np.append(distance - give, np.full(len(apart), CLOSEST_14)))
+        furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
 
-        torsions, torsion, may_be_cis = _fixed_torsions(constraints, omegas, may_be_cis)
+        torsions, torsion, may_be_cis = _fixed_torsions(constraints, backbone)
         self.torsion, self.may_be_cis = _reals(torsion), torch.from_numpy(may_be_cis)
 
         # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
@@ -75,11 +116,16 @@ class Idealiser:
         slack = np.where(volume > 0.5, SLACK, 0.0)
         self.smallest, self.largest = _reals(volume - slack), _reals(volume + slack)
 
-        self.first, self.second = _columns(pairs).chunk(2)
+        self.pairs = Pairs(*_columns(pairs).chunk(2), nearest, furthest)
         self.centres, self.around = _columns(quads[:, :1]), _columns(quads[:, 1:])
         # The gradients are cross products of neighbouring columns, going round.
         self.quads = _columns(quads[:, [0, 1, 2, 3, 1, 2]])
         self.torsions = _columns(torsions)
+        self.turning = _columns(
+            np.concatenate([torsions, backbone.phi_psi[:, :4], backbone.phi_psi[:, 1:]])
+        )
+        self.kind = torch.from_numpy(backbone.kind)
+        self.way_back = torch.from_numpy(ramachandran.way_back(WELL_WITHIN))
         count = np.bincount(pairs[:n_exact].ravel(), minlength=n_atoms)
         count += np.bincount(quads.ravel(), minlength=n_atoms)
         count += np.bincount(torsions.ravel(), minlength=n_atoms)
@@ -92,7 +138,10 @@ class Idealiser:
         self.share = _reals(1.0 / share[members[:, 1]])
 
     @torch.no_grad()
-    def __call__(self, positions: Tensor, beads: Tensor) -> Tensor:
+    def __call__(
+        self, positions: Tensor, beads: Tensor, contacts: Pairs | None = None,
+        still: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return positions with ideal local geometry.
 
         Parameters
@@ -100,56 +149,61 @@ class Idealiser:
         positions : Tensor, shape=(n_atoms, 3), float32, Å
         beads : Tensor, shape=(n_beads, 3), float32, Å
             Where the beads of the answer should be.
+        contacts : Pairs, optional
+            Atoms to be kept apart. The second of a pair may be one of ``still``, numbered on
+            from the atoms.
+        still : Tensor, shape=(m, 3), float32, Å, optional
+            Points that do not move.
 
         Returns
         -------
         Tensor, shape=(n_atoms, 3), Å
             Bond lengths and angles within a few per cent, stereocentres and fixed torsions on
-            their side. Torsions about single bonds are not touched; clashes between residues
-            are not looked for.
+            their side, few contacts too close. Torsions about other single bonds are left to
+            the rest.
         """
+        rate, n_atoms = self.rate, len(positions)
+        if still is not None:
+            positions = torch.cat([positions, still])
+            rate = torch.cat([rate, rate.new_zeros(len(still))])
         # Rows x, y, z, x, y: cross products are then differences of products of slices.
         rows = positions.T[[0, 1, 2, 0, 1]]
-        moving = rows[:3]
         beads = beads.T.contiguous()
+        pairs = self.pairs if contacts is None else self.pairs.joined(contacts)
         target = self._torsion_targets(rows)
-        for _ in range(ROUNDS):
-            self._sweep(rows, beads, target)
-            if not len(target) or not self._wrong_side(rows, target):
+        for k in range(ROUNDS):
+            self._sweep(rows, beads, target, pairs, rate, self.hold * LOOSER**k)
+            if not len(target) or not self._unsettled(rows, target):
                 break
-        return moving.T.contiguous()
+        return rows[:3, :n_atoms].T.contiguous()
 
-    def _sweep(self, rows: Tensor, beads: Tensor, target: Tensor) -> None:
+    def _sweep(
+        self, rows: Tensor, beads: Tensor, target: Tensor, pairs: Pairs, rate: Tensor,
+        hold: float,
+    ) -> None:  # fmt: skip
         """Move the atoms in place, one round of sweeps."""
         moving, again = rows[:3], rows[3:]
         speed = torch.zeros_like(moving)
         for sweep in range(self.sweeps):
             step = torch.zeros_like(moving)
-            self._add_pairs(step, moving)
+            pairs.add_to(step, moving)
             if len(self.centres):
                 self._add_volumes(step, rows)
-            if len(target):
-                self._add_torsions(step, rows, target)
-            step *= self.rate
             # Beads are let go at the end: bonds have the last word.
-            hold = self.hold * min(1.0, 2.0 * (1 - sweep / self.sweeps) - 0.5)
-            if hold > 0:
-                self._add_beads(step, moving, beads, hold)
+            grip = max(0.0, min(1.0, 2.0 * (1 - sweep / self.sweeps) - 0.5))
+            if len(self.turning):
+                self._add_torsions(step, rows, target)
+            step *= rate
+            if grip:
+                self._add_beads(step, moving, beads, grip * hold)
             speed = step.add_(speed, alpha=MOMENTUM if sweep > 3 else 0.0)
             moving += speed
             again.copy_(moving[:2])
 
-    def _wrong_side(self, rows: Tensor, target: Tensor) -> bool:
-        """Whether a fixed torsion is still more than 90 degrees from where it should be."""
-        return bool((torch.cos(_torsion_angle(*self._torsion_planes(rows)) - target) < 0).any())
-
-    def _add_pairs(self, step: Tensor, positions: Tensor) -> None:
-        gap = positions.index_select(1, self.second) - positions.index_select(1, self.first)
-        length = (gap * gap).sum(0).add_(1e-8).sqrt_()
-        error = length - length.clamp(self.nearest, self.furthest)
-        gap *= error.div_(length).mul_(0.5)
-        step.index_add_(1, self.first, gap)
-        step.index_add_(1, self.second, gap.neg_())
+    def _unsettled(self, rows: Tensor, target: Tensor) -> bool:
+        """Whether a fixed torsion is still far from where it should be."""
+        angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
+        return bool((torch.cos(angle - target) < SETTLED).any())
 
     def _add_volumes(self, step: Tensor, rows: Tensor) -> None:
         points = rows.index_select(1, self.quads).view(5, 6, -1)
@@ -164,9 +218,12 @@ class Idealiser:
         step.index_add_(1, self.around, gradients.mul_(error).neg_().flatten(1))
 
     def _add_torsions(self, step: Tensor, rows: Tensor, target: Tensor) -> None:
-        arms, normals = self._torsion_planes(rows)
-        error = _torsion_angle(arms, normals) - target
+        arms, normals = _torsion_planes(rows, self.turning)
+        angle = _torsion_angle(arms, normals)
+        error = angle[: len(target)] - target
         error -= 2 * math.pi * torch.round(error / (2 * math.pi))
+        if len(self.kind):
+            error = torch.cat([error, self._strays(angle[len(target) :])])
         # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
         # the normals at the ends, what keeps force and torque zero between them.
         axis = arms[:, 1:2]
@@ -177,24 +234,26 @@ class Idealiser:
         second = (1 + before) * start + after * stop
         gradients = torch.stack([-start, second, start - stop - second, stop], dim=1)
         error = error.clamp_(-TURN, TURN) / gradients.square().sum((0, 1)).clamp_(min=1.0)
-        step.index_add_(1, self.torsions, gradients.mul_(error).neg_().flatten(1))
+        step.index_add_(1, self.turning, gradients.mul_(error).neg_().flatten(1))
+
+    def _strays(self, angle: Tensor) -> Tensor:
+        """How far phi, then psi, lie from where proteins have them, radians."""
+        cells = self.way_back.shape[1]
+        cell = ((angle / (2 * math.pi) + 0.5) * cells).long().clamp_(0, cells - 1)
+        phi, psi = cell.chunk(2)
+        return self.way_back[self.kind, phi, psi].T.flatten() * -DRIFT
 
     def _add_beads(self, step: Tensor, positions: Tensor, beads: Tensor, hold: float) -> None:
         inside = positions.index_select(1, self.member) * self.weights
         off = beads - torch.zeros_like(beads).index_add_(1, self.bead, inside)
         step.index_add_(1, self.member, off.index_select(1, self.bead) * (hold * self.share))
 
-    def _torsion_planes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The three bonds of each torsion, shape (3, 3, n), and its planes' normals, (3, 2, n)."""
-        points = rows.index_select(1, self.torsions).view(5, 4, -1)
-        arms = points[:, 1:] - points[:, :-1]
-        return arms[:3], _cross(arms[:, :2], arms[:, 1:])
-
     def _torsion_targets(self, rows: Tensor) -> Tensor:
         """Angles the fixed torsions are turned to, radians; some stay as they are predicted."""
         if not self.may_be_cis.any():
             return self.torsion
-        cis = self.may_be_cis & (_torsion_angle(*self._torsion_planes(rows)).cos() > 0)
+        angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
+        cis = self.may_be_cis & (angle.cos() > 0)
         return torch.where(cis, 0.0, self.torsion)
 
 
@@ -210,6 +269,13 @@ def _columns(table: np.ndarray) -> Tensor:
 def _cross(first: Tensor, second: Tensor) -> Tensor:
     """Cross product of vectors with rows x, y, z, x, y."""
     return first[1:4] * second[2:5] - first[2:5] * second[1:4]
+
+
+def _torsion_planes(rows: Tensor, torsions: Tensor) -> tuple[Tensor, Tensor]:
+    """The three bonds of each torsion, shape (3, 3, n), and its planes' normals, (3, 2, n)."""
+    points = rows.index_select(1, torsions).view(5, 4, -1)
+    arms = points[:, 1:] - points[:, :-1]
+    return arms[:3], _cross(arms[:, :2], arms[:, 1:])
 
 
 def _torsion_angle(arms: Tensor, normals: Tensor) -> Tensor:
@@ -237,16 +303,16 @@ def _exact_pairs(constraints: Constraints) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fixed_torsions(
-    constraints: Constraints, omegas: np.ndarray, may_be_cis: np.ndarray
+    constraints: Constraints, backbone: Backbone
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Torsions held cis or trans with their angles, radians, and which may be cis all the same."""
     n = 1 + int(constraints.bonds.max(initial=0))
-    other = ~np.isin(_middle(constraints.torsions, n), _middle(omegas, n))
+    other = ~np.isin(_middle(constraints.torsions, n), _middle(backbone.omegas, n))
     torsion = np.radians(constraints.torsion[other])
     return (
-        np.concatenate([constraints.torsions[other], omegas]),
-        np.concatenate([torsion, np.full(len(omegas), math.pi)]),
-        np.concatenate([np.zeros(len(torsion), dtype=bool), may_be_cis]),
+        np.concatenate([constraints.torsions[other], backbone.omegas]),
+        np.concatenate([torsion, np.where(backbone.cis, 0.0, math.pi)]),
+        np.concatenate([np.zeros(len(torsion), dtype=bool), backbone.may_be_cis]),
     )
 
 
@@ -294,7 +360,7 @@ class BlockIdealiser:
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
-        n_beads: int, omegas: np.ndarray, may_be_cis: np.ndarray, *, block: int = 12_000,
+        n_beads: int, backbone: Backbone, *, block: int = 12_000, **more,
     ) -> None:  # fmt: skip
         cuts = _cuts(constraints.bonds, members, n_atoms, block)
         # Beads lie in the order of their atoms' molecules.
@@ -302,7 +368,7 @@ class BlockIdealiser:
             np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads
         )
         terms = _split_constraints(constraints, cuts)
-        of_member, of_omega = _block_of(members[:, 1:], cuts), _block_of(omegas, cuts)
+        of_member = _block_of(members[:, 1:], cuts)
         self.blocks: list[tuple[slice, slice, Idealiser]] = []
         for k, (start, stop) in enumerate(itertools.pairwise(cuts)):
             first, last = int(bead_cuts[k]), int(bead_cuts[k + 1])
@@ -311,14 +377,60 @@ class BlockIdealiser:
                 slice(int(start), int(stop)), slice(first, last),
                 Idealiser(
                     terms[k], int(stop - start), members[own] - [first, start], weights[own],
-                    last - first, omegas[of_omega == k] - start, may_be_cis[of_omega == k],
+                    last - first, backbone.within(start, stop), **more,
                 ),
             ))  # fmt: skip
 
-    def __call__(self, positions: Tensor, beads: Tensor) -> Tensor:
-        """Return positions with ideal local geometry, shape (n_atoms, 3), Å; see `Idealiser`."""
-        parts = [work(positions[atoms], beads[own]) for atoms, own, work in self.blocks]
+    def __call__(
+        self, positions: Tensor, beads: Tensor, contacts: Contacts | None = None
+    ) -> Tensor:
+        """Return positions with ideal local geometry, shape (n_atoms, 3), Å.
+
+        Parameters
+        ----------
+        positions : Tensor, shape=(n_atoms, 3), float32, Å
+        beads : Tensor, shape=(n_beads, 3), float32, Å
+        contacts : Contacts, optional
+            Pairs of the given positions to be kept apart, also across blocks and images.
+        """
+        near = self._in_blocks(contacts, positions) if contacts else [()] * len(self.blocks)
+        parts = [
+            work(positions[atoms], beads[own], *pairs)
+            for (atoms, own, work), pairs in zip(self.blocks, near, strict=True)
+        ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _in_blocks(self, contacts: Contacts, positions: Tensor) -> list[tuple[Pairs, Tensor]]:
+        """Contacts of every block; what a block sees of others and of images stands still."""
+        first, second, vectors, nearest = (
+            torch.from_numpy(array) for array in vars(contacts).values()
+        )
+        starts = torch.tensor([atoms.start for atoms, _, _ in self.blocks])
+        block = torch.bucketize(first, starts, right=True) - 1
+        other = torch.bucketize(second, starts, right=True) - 1
+        jump = positions[first] + vectors - positions[second]
+        inside = (block == other) & (jump.abs().amax(1) < 0.1)
+        across = ~inside
+        # Seen from either side.
+        point = torch.cat([first[across], second[across]])
+        still = torch.cat([positions[first[across]] + vectors[across],
+                           positions[second[across]] - vectors[across]])  # fmt: skip
+        limit = nearest[across].repeat(2)
+        side = torch.cat([block[across], other[across]])
+        result = []
+        for k, (atoms, _, _) in enumerate(self.blocks):
+            own, mine = inside & (block == k), side == k
+            n_own, n_still = atoms.stop - atoms.start, int(mine.sum())
+            near = torch.cat([nearest[own], limit[mine]])
+            result.append((
+                Pairs(
+                    torch.cat([first[own], point[mine]]) - atoms.start,
+                    torch.cat([second[own] - atoms.start, n_own + torch.arange(n_still)]),
+                    near, torch.full_like(near, math.inf),
+                ),
+                still[mine],
+            ))  # fmt: skip
+        return result
 
 
 def _first_atoms(members: np.ndarray, n_beads: int) -> np.ndarray:

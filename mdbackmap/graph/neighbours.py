@@ -60,6 +60,27 @@ def find_pairs(
     return first[order], second[order], vectors[order].astype(np.float32)
 
 
+def close_pairs(
+    positions: np.ndarray, box: np.ndarray | None, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return every pair within the cutoff once, ``first`` < ``second``, in no order.
+
+    Parameters and returns as in `find_pairs`. Pairs of a point with an image of itself are left
+    out.
+    """
+    cell = np.zeros((3, 3)) if box is None else np.asarray(box, dtype=np.float64)
+    first, second, vectors = NeighborList(cutoff=cutoff, full_list=False, sorted=False).compute(
+        points=np.ascontiguousarray(positions, dtype=np.float64),
+        box=cell, periodic=box is not None, quantities="ijD",
+    )  # fmt: skip
+    first, second = first.astype(np.int64), second.astype(np.int64)
+    turned = first > second
+    vectors = np.where(turned[:, None], -vectors, vectors).astype(np.float32)
+    first, second = np.minimum(first, second), np.maximum(first, second)
+    keep = first != second
+    return first[keep], second[keep], vectors[keep]
+
+
 def relations(
     first: np.ndarray,
     second: np.ndarray,

@@ -17,7 +17,8 @@ import numpy as np
 from mdbackmap.errors import StructureError, UnknownBeadError, listing
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.calibration import bead_pairs, pair_names
-from mdbackmap.geometry.constraints import Constraints
+from mdbackmap.geometry.constraints import Backbone, Constraints
+from mdbackmap.geometry.ramachandran import kind_of
 from mdbackmap.mapping.library import Library, terminal_variant
 from mdbackmap.mapping.template import Template, link_constraints
 from mdbackmap.structure import AtomTable, Frame, Particles, split_residues
@@ -108,6 +109,40 @@ class System:
     def residue_kinds(self) -> np.ndarray:
         """Kind of every residue (protein, lipid, ...), shape=(n_residues,)."""
         return np.array([t.kind for t in self.templates])[self.residue_template]
+
+    @functools.cached_property
+    def backbone_residues(self) -> np.ndarray:
+        """Protein residues with both neighbours, shape (r,), int64."""
+        return self._backbone_rows()[0]
+
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        """Torsions of the protein backbones."""
+        here, rows = self._backbone_rows()
+        names = self.residue_names
+        kind = kind_of(names[here], names[self.next_residue[here]] == "PRO")
+        none = np.zeros(len(self.omegas), dtype=bool)
+        return Backbone(self.omegas, none, self.omega_may_be_cis, rows, kind)
+
+    def _backbone_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Residues with both neighbours, and their C N CA C N."""
+        local = np.full((len(self.templates), 3), -1, dtype=np.int64)
+        for k, template in enumerate(self.templates):
+            names = template.names.tolist()
+            if template.kind == "protein" and {"N", "CA", "C"} <= set(names):
+                local[k] = [names.index(name) for name in ("N", "CA", "C")]
+        starts = np.searchsorted(self.atoms.residue, np.arange(len(self.residue_template)))
+        n, ca, c = (local[self.residue_template] + starts[:, None]).T
+        usable = local[self.residue_template, 0] >= 0
+        before = np.full(len(usable), -1, dtype=np.int64)
+        linked = np.flatnonzero(self.next_residue >= 0)
+        before[self.next_residue[linked]] = linked
+        after = self.next_residue
+        # Index -1 reads the last residue, and the first two conditions take it out again.
+        here = np.flatnonzero(
+            (before >= 0) & (after >= 0) & usable & usable[before] & usable[after]
+        )
+        return here, np.stack([c[before[here]], n[here], ca[here], c[here], n[after[here]]], axis=1)
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Pick this system's atoms from a file's positions; missing atoms are NaN.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class Checkpoint:
         ``"KEY|KEY"`` → mean and standard deviation of bonded-bead distances in the training
         structures, Å.
     card : dict
-        Model card: name, date, data, metrics, limits, licence, seed, command.
+        Model card: name, date, data, metrics, limits, licence, seed, command. What the package
+        reads of it: ``largest_noise`` and ``for_mapped_beads``, see the properties.
     """
 
     network: HierarchicalVectors
@@ -56,6 +58,17 @@ class Checkpoint:
     def cutoff(self) -> float:
         """Radius within which beads see one another, Å."""
         return self.network.encoder.config.cutoff
+
+
+    @property
+    def largest_noise(self) -> float:
+        """Largest noise on its beads the network has been told of in training, Å."""
+        return float(self.card.get("largest_noise", math.inf))
+
+    @property
+    def for_mapped_beads(self) -> str:
+        """Name of the shipped model for beads that lie at the centres of their atoms, if any."""
+        return str(self.card.get("for_mapped_beads", ""))
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

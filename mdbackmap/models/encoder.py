@@ -28,6 +28,10 @@ LARGEST = 10_000
 """Bound on layers and features: beyond is a damaged file, not a network."""
 
 
+SIMULATED_NOISE = 0.2
+"""Å per axis; what a network is told of beads that a force field moved."""
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Architecture of the encoder; saved with the weights."""
@@ -38,7 +42,7 @@ class EncoderConfig:
     """Vector features per bead."""
     radial: int = 8
     """Radial functions."""
-    layers: int = 2
+    layers: int = 3
     """Message layers; the receptive field is layers x cutoff."""
     cutoff: float = 8.0
     """Radius within which beads see one another, Å."""

@@ -187,7 +187,7 @@ def shake(sample: Sample, noise: Noise, rng: np.random.Generator) -> tuple[np.nd
 
 def make_batch(
     sample: Sample, cutoff: float, noise: Noise, rng: np.random.Generator,
-    forget_residue: float = 0.0, level: float | None = None,
+    forget_residue: float = 0.0, level: float | None = None, told: float | None = None,
 ) -> Batch:  # fmt: skip
     """Build the tensors of one step.
 
@@ -195,8 +195,12 @@ def make_batch(
     ----------
     level : float, optional
         Fixed noise, Å, for evaluation; default: drawn from ``noise``.
+    told : float, optional
+        Noise the network is told of, Å, where the sample is to be used as it is.
     """
-    if level is None:
+    if told is not None:
+        beads = sample.bead_position
+    elif level is None:
         beads, told = shake(sample, noise, rng)
     else:
         beads = sample.bead_position + rng.normal(0, level, sample.bead_position.shape)

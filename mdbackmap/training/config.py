@@ -27,13 +27,14 @@ class DataSource(_Strict):
     )
 
 
+
 class Network(_Strict):
     """Architecture of the network."""
 
     scalars: int = Field(64, ge=4, description="Scalar features per bead.")
     vectors: int = Field(32, ge=4, description="Vector features per bead.")
     radial: int = Field(8, ge=2, description="Radial functions.")
-    layers: int = Field(2, ge=1, description="Message layers.")
+    layers: int = Field(3, ge=1, description="Message layers.")
     cutoff: float = Field(8.0, gt=1, description="Radius within which beads see one another, Å.")
 
 
@@ -48,6 +49,11 @@ class Noise(_Strict):
         0.0, ge=0, description="Relative standard deviation of bead-bead bond lengths, drawn per "
         "kind of bond and step, as a force field's equilibrium lengths differ from mapped ones.",
     )  # fmt: skip
+
+    @property
+    def used(self) -> bool:
+        """Whether any step sees noise."""
+        return self.clean < 1 and self.largest > 0
 
 
 class Losses(_Strict):
@@ -82,7 +88,7 @@ class TrainConfig(_Strict):
         0, ge=0, description="Stop after so many steps even if minutes are left; 0: no limit."
     )
     batch_beads: int = Field(600, ge=50, description="Beads per step; larger systems are cut.")
-    learning_rate: float = Field(2e-3, gt=0, description="Peak of a warm-up and cosine schedule.")
+    learning_rate: float = Field(4e-3, gt=0, description="Peak of a warm-up and cosine schedule.")
     average: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of weights.")
     forget_residue: float = Field(
         0.1, ge=0, le=1, description="Share of residues shown without their name, so that beads "
@@ -94,6 +100,10 @@ class TrainConfig(_Strict):
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch finds.")
     device: str = Field("cpu", description="cpu or cuda.")
     seed: int = Field(1, description="Seed of weights, order and noise.")
+    for_mapped_beads: str = Field(
+        "", description="Name of the shipped model that is to be used in place of this one where "
+        "beads lie at the centres of their atoms.",
+    )  # fmt: skip
     licence: str = Field("MIT", description="Licence of the weights.")
     sources: str = Field("", description="Where the training data came from, for the model card.")
 

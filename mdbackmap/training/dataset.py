@@ -81,9 +81,16 @@ class Sample:
 
 
 class Builder:
-    """Collects systems and writes a prepared file."""
+    """Collects systems and writes a prepared file.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    simulated : bool
+        The beads to come lie as in simulations, not at the centres of their atoms.
+    """
+
+    def __init__(self, *, simulated: bool = False) -> None:
+        self.simulated = simulated
         self.beads: dict[str, int] = {}
         self.atoms: dict[str, int] = {}
         self.residues: dict[str, int] = {"": 0}
@@ -95,7 +102,7 @@ class Builder:
 
     def add(
         self, name: str, system: System, positions: np.ndarray, box: np.ndarray | None,
-        usable: np.ndarray | None = None,
+        usable: np.ndarray | None = None, beads: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Add one system.
 
@@ -105,13 +112,15 @@ class Builder:
             All heavy atoms of the system, molecules whole.
         usable : ndarray, shape=(n_atoms,), bool, optional
             Atoms to learn from; default all.
+        beads : ndarray, shape=(n_beads, 3), Å, optional
+            Where the beads are, if not at the centres of their atoms.
 
         Raises
         ------
         StructureError
             Atoms without a position, or molecules that are not whole.
         """
-        beads = system.map_positions(positions)
+        beads = system.map_positions(positions) if beads is None else beads
         offset = (positions - beads[system.atom_bead]) / ATOM_STEP
         if not np.isfinite(offset).all():
             raise StructureError(f"{name}: atoms without a position; complete residues are needed")
@@ -135,7 +144,10 @@ class Builder:
                                                 for t in system.residue_template])])  # fmt: skip
         for t, template in enumerate(system.templates):
             here = start[:-1][system.residue_template == t]
-            for k, order in enumerate(template.swaps[:SWAPS]):
+            if len(template.swaps) > SWAPS:
+                raise StructureError(f"{name}: {template.residue} has {len(template.swaps)} swaps "
+                                     f"of equivalent atoms; {SWAPS} can be kept")  # fmt: skip
+            for k, order in enumerate(template.swaps):
                 rows = here[:, None] + np.arange(template.n_atoms)
                 swap[rows, k] = order - np.arange(template.n_atoms)
         values = {
@@ -188,7 +200,7 @@ class Builder:
         header = {
             "format": FORMAT, "beads": list(self.beads), "atoms": list(self.atoms),
             "residues": list(self.residues), "digests": self.digests, "names": self.names,
-            "kinds": self.kinds, "note": note,
+            "kinds": self.kinds, "note": note, "simulated": self.simulated,
         }  # fmt: skip
         part = Path(f"{path}.part")
         with part.open("wb") as handle:
@@ -232,6 +244,8 @@ class PreparedSet:
         Vocabularies; residue 0 is the unknown one.
     digests : dict
         Hash of the mapping of every residue.
+    simulated : bool
+        Beads lie as in simulations, not at the centres of their atoms.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -254,6 +268,7 @@ class PreparedSet:
             self.bead_keys, self.atom_keys = header["beads"], header["atoms"]
             self.residues, self.digests = header["residues"], header["digests"]
             self.names, self.kinds, self.note = header["names"], header["kinds"], header["note"]
+            self.simulated = bool(header.get("simulated", False))
             self._starts = self._lay_out()
         except _DAMAGE as error:
             raise StructureError(f"{path}: damaged training set ({error})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,15 @@ from mdbackmap.training.dataset import SWAPS
 def best_names(positions: Tensor, batch: Batch) -> Tensor:
     """Return the target with equivalent atoms renamed to fit each residue best.
 
-    A swap is taken per residue where it lowers the squared distance (carboxylates, rings,
-    phosphate oxygens, choline methyls).
+    A swap is taken per residue where it lowers the squared distance (carboxylates, phosphate
+    oxygens, choline methyls). Where beads tell the atoms apart (the sides of a ring) it is not.
     """
-    target = batch.target
+    target, bead = batch.target, batch.inputs[7]
     with torch.no_grad():
         for k in range(SWAPS):
             order = batch.swap[:, k]
             change = ((positions - target[order]) ** 2).sum(1) - ((positions - target) ** 2).sum(1)
+            change = torch.where(bead[order] == bead, change, math.inf)
             total = torch.zeros(batch.n_residues, dtype=change.dtype, device=change.device)
             total.index_add_(0, batch.atom_residue, change)
             target = torch.where((total < 0)[batch.atom_residue][:, None], target[order], target)

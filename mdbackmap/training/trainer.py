@@ -8,7 +8,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from mdbackmap.errors import ConfigError, ModelError, listing
 from mdbackmap.geometry.calibration import bead_pairs, pair_names
 from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
-from mdbackmap.models.encoder import EncoderConfig
+from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
 from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
 from mdbackmap.training.batches import (
     Batch,
@@ -30,11 +30,12 @@ from mdbackmap.training.batches import (
 from mdbackmap.training.config import TrainConfig
 from mdbackmap.training.dataset import PreparedSet, Sample
 from mdbackmap.training.losses import best_names, loss_terms
+from mdbackmap.training.optimizer import Optimizer
 
 STATE = "state.pt"
 LOG = "log.csv"
-LEVELS = (0.0, 0.3)
-"""Noise on the beads, Å, at which held-out structures are predicted."""
+NOISY = 0.3
+"""Noise on the beads, Å, at which held-out structures are also predicted."""
 WARM_UP = 200
 """Steps over which the learning rate rises, or a tenth of them all if that is less."""
 MAX_BAD_STEPS = 50
@@ -85,6 +86,14 @@ class Vocabulary:
         return [s for s in samples if (s.bead_key >= 0).all() and (s.atom_key >= 0).all()]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Systems to evaluate on, and whether their beads lie as in simulations."""
+
+    samples: list[Sample]
+    simulated: bool
+
+
 class Source:
     """Endless random training pieces of one prepared set."""
 
@@ -93,6 +102,7 @@ class Source:
         sizes = np.minimum(data.n_beads(), batch_beads)
         self.odds = sizes / sizes.sum()
         self.batch_beads = batch_beads
+        self.simulated = data.simulated
 
     def one(self, rng: np.random.Generator) -> Sample:
         """Return one system or a piece of a large one."""
@@ -193,16 +203,14 @@ class Trainer:
         if config.start_from:
             self._start_from(config.start_from)
         self.average.load_state_dict(self.network.state_dict())
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=1e-5
-        )
+        self.optimizer = Optimizer(self.network, config.learning_rate)
         self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
         self.output = Path(config.output)
         self.distances = bead_distances(self.sources, self.vocabulary)
 
-    def _held_out(self, option: str, paths: list[Path]) -> dict[str, list[Sample]]:
+    def _held_out(self, option: str, paths: list[Path]) -> dict[str, HeldOut]:
         """Systems to evaluate by the name of their file; says which cannot be."""
-        result: dict[str, list[Sample]] = {}
+        result: dict[str, HeldOut] = {}
         for path in paths:
             data = PreparedSet(path)
             known = self.vocabulary.known(data)
@@ -217,7 +225,7 @@ class Trainer:
                 self.say(f"{text}\n  They are left out.")
             if path.stem in result:
                 raise ConfigError(f"{option}: two files are called {path.stem}; rename one")
-            result[path.stem] = known
+            result[path.stem] = HeldOut(known, data.simulated)
         return result
 
     def _fresh(self) -> HierarchicalVectors:
@@ -290,16 +298,16 @@ class Trainer:
         if config.data[which].surround:
             others = [s for s, d in zip(self.sources, config.data, strict=True) if not d.surround]
         sample = self.sources[which].draw(self.rng, others)
+        told = SIMULATED_NOISE if self.sources[which].simulated else None
         batch = make_batch(sample, self.encoder.cutoff, config.noise, self.rng,
-                           config.forget_residue).to(config.device)  # fmt: skip
+                           config.forget_residue, told=told).to(config.device)  # fmt: skip
         warm_up = min(WARM_UP, 1 + config.steps // 10) if config.steps else WARM_UP
         warm = min(1.0, (self.step + 1) / warm_up)
         falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * falling
+        self.optimizer.set_learning_rate(config.learning_rate * warm * falling)
         terms = loss_terms(predict(network, batch), batch, config.losses)
         loss = sum(terms.values())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.step += 1
@@ -324,10 +332,26 @@ class Trainer:
             )
 
     def evaluate(
-        self, network: HierarchicalVectors, samples: list[Sample], level: float = 0.0,
+        self, network: HierarchicalVectors, name: str, held_out: HeldOut,
         limit: int | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        """Mean RMSD over (at most ``limit`` evenly picked) systems, Å.
+
+        By ``name@level``, the level being the noise added to the beads, or ``simulated`` where
+        they lie as in simulations as they are.
+        """
+        if held_out.simulated:
+            told = {"told": SIMULATED_NOISE}
+            return {f"{name}@simulated": self._mean_rmsd(network, held_out.samples, told, limit)}
+        return {
+            f"{name}@{level}": self._mean_rmsd(network, held_out.samples, {"level": level}, limit)
+            for level in ((0.0, NOISY) if self.config.noise.used else (0.0,))
+        }
+
+    def _mean_rmsd(
+        self, network: HierarchicalVectors, samples: list[Sample], noise: dict[str, float],
+        limit: int | None,
     ) -> float:  # fmt: skip
-        """Mean RMSD over (at most ``limit`` evenly picked) systems, at a fixed noise, Å."""
         rng = np.random.default_rng(0)
         most = min(limit or len(samples), len(samples))
         values = []
@@ -337,16 +361,14 @@ class Trainer:
                 if not sample.usable.any():
                     continue
                 batch = make_batch(sample, self.encoder.cutoff, self.config.noise, rng,
-                                   level=level).to(self.config.device)  # fmt: skip
+                                   **noise).to(self.config.device)  # fmt: skip
                 values.append(rmsd(predict(network, batch), batch))
         return float(np.mean(values)) if values else math.nan
 
     def _check(self, row: dict[str, float]) -> None:
-        metrics = {
-            f"{name}@{level}": self.evaluate(self.average, samples, level, limit=40)
-            for name, samples in self.checks.items()
-            for level in LEVELS
-        }
+        metrics: dict[str, float] = {}
+        for name, held_out in self.checks.items():
+            metrics |= self.evaluate(self.average, name, held_out, limit=40)
         score = sum((metrics or row).values()) if row else math.nan
         self._save("last", metrics)
         # Never true of a score that is no number.
@@ -402,6 +424,8 @@ class Trainer:
             "minutes": round(self.spent / 60, 1),
             "steps": self.step,
             "noise": self.config.noise.model_dump(),
+            "largest_noise": self._largest_noise(),
+            "for_mapped_beads": self.config.for_mapped_beads,
             "losses": self.config.losses.model_dump(),
             "command": "mdbackmap train",
             "metrics": {k: round(v, 4) for k, v in metrics.items()},
@@ -411,6 +435,12 @@ class Trainer:
             Checkpoint(self.average, v.beads, v.atoms, v.residues, v.digests, self.distances, card),
             self.output / f"{which}.safetensors",
         )
+
+    def _largest_noise(self) -> float:
+        noise = self.config.noise
+        levels = [noise.largest if noise.used else 0.0]
+        levels += [SIMULATED_NOISE for source in self.sources if source.simulated]
+        return max(levels)
 
     def _resume(self) -> None:
         path = self.output / STATE
@@ -445,9 +475,9 @@ class Trainer:
         best = checkpoint.load(path)
         best.network.to(self.config.device)
         metrics = dict(best.card.get("metrics", {}))
-        for name, samples in self.tests.items():
-            for level in LEVELS:
-                metrics[f"{name}@{level}"] = round(self.evaluate(best.network, samples, level), 4)
+        for name, held_out in self.tests.items():
+            found = self.evaluate(best.network, name, held_out)
+            metrics |= {key: round(value, 4) for key, value in found.items()}
         checkpoint.save(replace(best, card={**best.card, "metrics": metrics}), path)
         self._plot()
         return metrics

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mdbackmap.errors import StructureError
+from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.boxes import heights, minimum_image
 from mdbackmap.mapping.system import System
 from mdbackmap.structure import AtomTable
 from mdbackmap.validation import measures
 from mdbackmap.validation.contacts import BondGraph, close_pairs, find_rings, pierced_rings
 from mdbackmap.validation.equivalence import name_swaps
-from mdbackmap.validation.ramachandran import backbone_torsions, is_outlier
 
 BOND_TOLERANCE = 0.10
 """Share of the ideal length a bond may be off."""
@@ -27,6 +27,8 @@ STEREO_VOLUME = 0.5
 """Å^3; rows of the table of volumes with a larger ideal one are stereocentres."""
 FLAT = 0.25
 """Å an atom may lie outside its planar group; sound structures rarely pass 0.2."""
+FLAT_RING = 0.05
+"""Å an atom of an aromatic ring may lie outside the ring's plane."""
 CIS, TWIST = 90.0, 30.0
 """Degrees: below CIS a peptide is cis; further than TWIST from both 0 and 180 it is twisted."""
 OVERLAP, CLASH = 1.2, 2.2
@@ -51,10 +53,11 @@ TERMS = {
     "cis_proline": "cis peptides before proline",
     "twisted_peptides": "peptides twisted by more than 30°",
     "planar": "planar groups bent by more than 0.25 Å",
+    "flat_rings": "flat rings bent by more than 0.05 Å",
     "overlaps": "non-bonded pairs below 1.2 Å",
     "clashes": "non-bonded pairs below 2.2 Å",
     "pierced_rings": "rings with a bond through them",
-    "ramachandran": "phi/psi outside (coarse) regions",
+    "ramachandran": "Ramachandran outliers (beyond 99.8 %)",
     "missing": "atoms missing in the input",
     "not_a_number": "atoms whose position is no number",
 }
@@ -164,7 +167,7 @@ class Checker:
         self._names, code = np.unique(system.residue_names, return_inverse=True)
         self._code = code[atoms.residue]
         self._graph = BondGraph(ideal.bonds, system.n_atoms)
-        self._rings = find_rings(system)
+        self._rings, are_flat = find_rings(system)
         self._from_atoms = bool((system.atom_source >= 0).any())
 
         self._stereo = ideal.volumes[ideal.volume > STEREO_VOLUME]
@@ -182,8 +185,9 @@ class Checker:
         # A twist about the peptide bond has terms of its own.
         chains = flat[~is_centre]
         self._flat_chains = chains[~self._about(chains, system.omegas)]
+        self._flat_rings = self._rings[are_flat]
         self._torsions, self._torsion = self._double_bonds()
-        self._phi, self._psi, self._phi_psi_residue = backbone_torsions(system)
+        self._backbone = system.backbone
 
     def _about(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Whether the central bond of each row is that of any of the others."""
@@ -244,10 +248,12 @@ class Checker:
         self._stereochemistry(tally, positions, box)
         highest = self._planes(tally, positions, box)
         self._contacts(tally, positions, box, known)
-        phi = measures.torsions(positions, self._phi, box)
-        psi = measures.torsions(positions, self._psi, box)
-        outlier = is_outlier(phi, psi, system.residue_names[self._phi_psi_residue])
-        tally.add("ramachandran", self._phi[:, 2:3], phi + psi, outlier)
+        rows = self._backbone.phi_psi
+        phi = measures.torsions(positions, rows[:, :4], box)
+        psi = measures.torsions(positions, rows[:, 1:], box)
+        share = ramachandran.percentile(phi, psi, self._backbone.kind)
+        outlier = share > ramachandran.ALLOWED
+        tally.add("ramachandran", rows[:, 2:3], share, outlier)
         seen = np.isfinite(phi + psi)
         return FrameReport(
             atoms=system.atoms,
@@ -305,6 +311,8 @@ class Checker:
         )
         rows = np.concatenate([self._flat_centres, self._flat_chains])
         tally.add("planar", rows, height, height > FLAT)
+        bent = measures.heights_of_rings(positions, self._flat_rings, box)
+        tally.add("flat_rings", self._flat_rings, bent, bent > FLAT_RING)
         return float(np.nanmax(height)) if np.isfinite(height).any() else float("nan")
 
     def _contacts(

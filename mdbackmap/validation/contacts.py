@@ -120,23 +120,33 @@ def _with_images(
     return inside @ box, owner
 
 
-def find_rings(system: System) -> np.ndarray:
-    """Return the rings of five to seven atoms, found once per template.
+def find_rings(system: System) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rings of five to seven atoms, once per template.
 
     Returns
     -------
-    ndarray, shape=(n_rings, 7), int64
+    rings : ndarray, shape=(n_rings, 7), int64
         In order round the ring; smaller rings repeat their last atom.
+    flat : ndarray, shape=(n_rings,), bool
+        Whether the mapping holds every four neighbours round the ring in one plane.
     """
     starts = np.searchsorted(system.atoms.residue, np.arange(len(system.residue_template)))
     found = [np.zeros((0, max(RING_SIZES)), dtype=np.int64)]
+    flat = [np.zeros(0, dtype=bool)]
     for number, template in enumerate(system.templates):
         rings = _cycles(template.constraints.bonds, template.n_atoms)
+        ideal = template.constraints
+        planes = {frozenset(row) for row in ideal.volumes[ideal.volume == 0].tolist()}
         here = starts[system.residue_template == number]
         padded = [ring + ring[-1:] * (max(RING_SIZES) - len(ring)) for ring in rings]
         if padded:
             found.append((here[:, None, None] + np.array(padded)).reshape(-1, max(RING_SIZES)))
-    return np.concatenate(found)
+            flat.append(np.tile([_in_planes(ring, planes) for ring in rings], len(here)))
+    return np.concatenate(found), np.concatenate(flat)
+
+
+def _in_planes(ring: list[int], planes: set[frozenset[int]]) -> bool:
+    return all(frozenset((ring * 2)[k : k + 4]) in planes for k in range(len(ring)))
 
 
 def _cycles(bonds: np.ndarray, n_atoms: int) -> list[list[int]]:

@@ -70,3 +70,24 @@ def heights_of_ends(
     first, axis, last = (_between(positions, rows[:, k], rows[:, k + 1], box) for k in range(3))
     normal = np.cross(first, axis)
     return np.abs(_dot(last, normal)) / np.maximum(_norm(normal), _TINY)
+
+
+def heights_of_rings(
+    positions: np.ndarray, rings: np.ndarray, box: np.ndarray | None = None
+) -> np.ndarray:
+    """Return how far the furthest atom of each ring lies from the ring's plane, shape (n,), Å.
+
+    The plane is the one of least squares. Rings are padded by repeating their last atom.
+    """
+    result = np.full(len(rings), np.nan)
+    sizes = 1 + (np.diff(rings, axis=1) != 0).sum(axis=1) if len(rings) else np.zeros(0, int)
+    for size in np.unique(sizes):
+        here = np.flatnonzero(sizes == size)
+        points = positions[rings[here, :size]]
+        points = minimum_image(points - points[:, :1], box)
+        points = points - points.mean(axis=1, keepdims=True)
+        sound = np.isfinite(points).all(axis=(1, 2))
+        _, _, axes = np.linalg.svd(points[sound])
+        height = np.abs(np.einsum("nij,nj->ni", points[sound], axes[:, 2]))
+        result[here[sound]] = height.max(axis=1)
+    return result
