@@ -1,7 +1,7 @@
 """Accuracy of a model on structures it was not trained on, and on real CG trajectories.
 
 Every structure takes the road a user's would: mapped to beads, laid out from bead names and
-positions alone, calibrated, backmapped, idealised, compared atom by atom without superposition.
+positions alone, backmapped, idealised, compared atom by atom without superposition.
 
     python -m benchmarks.accuracy --proteins test_public.tar.xz --lipids lipids/test \\
         --ligands ligands --trajectories cg --json accuracy.json
@@ -13,6 +13,7 @@ import json
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ import numpy as np
 from mdbackmap.cli.common import progress, set_threads
 from mdbackmap.io.prepare import systems
 from mdbackmap.io.source import CGSource
-from mdbackmap.io.transformation import calibrated, lay_out
+from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import from_beads
 from mdbackmap.models.checkpoint import load
@@ -28,6 +29,7 @@ from mdbackmap.models.library import resolve
 from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.structure import Frame
 from mdbackmap.validation import Checker, Summary, rmsd
+from mdbackmap.validation.measures import torsions
 
 SKIPPED_TRAJECTORIES = ("million_beads",)
 
@@ -37,7 +39,7 @@ def backmap_structure(truth, positions, box, usable, library, model, options):
     beads = truth.map_positions(positions).astype(np.float32)
     system = from_beads(truth.beads, library, Frame(beads, box))
     backmapper = Backmapper(system, model, options)
-    backmapper.calibrate([beads], [box])
+    backmapper.inspect([beads], [box])
     atoms = backmapper(beads, box).astype(np.float64)
     place = {
         key: k
@@ -56,27 +58,46 @@ def backmap_structure(truth, positions, box, usable, library, model, options):
 
 def score(cases, library, model, options) -> dict:
     """Score structures; means are over structures, counts over all atoms."""
-    summary, rows, kinds = Summary(), [], {}
+    summary, rows, kinds, peptides = Summary(), [], {}, Counter()
     for name, truth, positions, box, usable in cases:
         system, atoms, reference, beads = backmap_structure(
             truth, positions, box, usable, library, model, options
         )
         compared = rmsd(system, atoms, reference, box)
         summary.add(Checker(system)(atoms, box, beads), label=name, rmsd=compared)
+        peptides.update(_peptides(system, atoms, reference, box))
         rows.append({"name": name, "residues": len(truth.residue_template),
+                     "chains": int((truth.next_residue < 0).sum()),
                      **{k: compared[k] for k in ("all", "backbone", "side_chains")}})  # fmt: skip
         for residue, value in compared["residues"].items():
             kinds.setdefault(residue, []).append(value)
     mean = {k: float(np.nanmean([r[k] for r in rows])) if any(np.isfinite(r[k]) for r in rows)
             else None for k in ("all", "backbone", "side_chains")}  # fmt: skip
+    parts = {
+        "several chains": [r["all"] for r in rows if r["chains"] > 1],
+        "above 2,000 residues": [r["all"] for r in rows if r["residues"] > 2000],
+    }
     return {
-        "structures": len(rows), "mean_rmsd": mean, "worst": sorted(
+        "structures": len(rows), "mean_rmsd": mean, "peptides": dict(peptides),
+        "mean_rmsd_of": {k: float(np.nanmean(v)) for k, v in parts.items() if v}, "worst": sorted(
             rows, key=lambda r: -r["all"])[:10],
         "mean_rmsd_by_residue": {k: float(np.nanmean([_number(v) for v in values]))
                                  for k, values in sorted(kinds.items())},
         "checks": summary.to_json()["counts"], "bead_shift": summary.to_json().get("bead_shift"),
         "text": summary.to_text(),
     }  # fmt: skip
+
+
+def _peptides(system, atoms, reference, box) -> dict[str, int]:
+    """Peptide bonds of the answer beside those of the reference; what has none is not counted."""
+    given, true = (
+        np.abs(torsions(positions, system.omegas, box)) for positions in (atoms, reference)
+    )
+    return {
+        "trans made cis": int(((given < 90) & (true > 90)).sum()),
+        "cis made trans": int(((given > 90) & (true < 90)).sum()),
+        "cis kept": int(((given < 90) & (true < 90)).sum()),
+    }
 
 
 def _number(value) -> float:
@@ -127,7 +148,7 @@ def real_trajectories(folder: str, model, options, every: int) -> dict:
             continue
         source = CGSource.open(path)
         system = lay_out(source)
-        backmapper = calibrated(Backmapper(system, model, options), source)
+        backmapper = inspected(Backmapper(system, model, options), source)
         checker, summary = Checker(system), Summary()
         step = max(1, len(source.universe.trajectory) // every)
         seconds = 0.0
@@ -159,16 +180,15 @@ def real_trajectories(folder: str, model, options, every: int) -> dict:
 @click.option("--limit", default=0, help="Use only so many proteins.")
 @click.option("--every", default=10, show_default=True, help="Frames per trajectory.")
 @click.option("--no-idealise", is_flag=True)
-@click.option("--no-calibration", is_flag=True)
 @click.option("--noise", type=float, default=None)
 @click.option("--threads", type=int, default=None)
 @click.option("--json", "output", type=click.Path())
 def main(proteins, lipids, ligands, trajectories, model, mapping, limit, every, no_idealise,
-         no_calibration, noise, threads, output) -> None:  # fmt: skip
+         noise, threads, output) -> None:  # fmt: skip
     """Measure a model."""
     set_threads(threads)
     library, weights = Library.load([mapping]), load(resolve(model))
-    options = Options(idealise=not no_idealise, calibrate=not no_calibration, noise=noise)
+    options = Options(idealise=not no_idealise, noise=noise)
     results: dict = {"model": weights.card.get("name"), "date": weights.card.get("date")}
     sets = {
         "proteins": proteins and _protein_cases(proteins, library, limit),
@@ -180,7 +200,8 @@ def main(proteins, lipids, ligands, trajectories, model, mapping, limit, every, 
             results[name] = score(cases, library, weights, options)
             click.echo(f"== {name}\n{results[name].pop('text')}")
             click.echo(json.dumps({k: results[name][k] for k in
-                                   ("mean_rmsd", "mean_rmsd_by_residue")}, indent=1))  # fmt: skip
+                                   ("mean_rmsd", "mean_rmsd_of", "peptides",
+                                    "mean_rmsd_by_residue")}, indent=1))  # fmt: skip
     if trajectories:
         results["trajectories"] = real_trajectories(trajectories, weights, options, every)
     if output:

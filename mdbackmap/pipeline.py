@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import FrameError, ModelError, listing
+from mdbackmap.geometry.bead_bonds import lengths_by_kind, unlike
 from mdbackmap.geometry.boxes import Unwrapper, heights
-from mdbackmap.geometry.calibration import BeadCalibration, changes, lengths_by_kind
 from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
+from mdbackmap.geometry.ramachandran import ALLOWED
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import close_pairs, find_pairs, relations
 from mdbackmap.mapping.system import System
@@ -24,17 +25,24 @@ from mdbackmap.models import checkpoint as checkpoints
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.hierarchical import place_atoms
-from mdbackmap.models.library import resolve
+from mdbackmap.models.library import DEFAULT_MODEL, resolve, shipped
 from mdbackmap.models.predict import Chunk, predict_in_chunks
 from mdbackmap.validation.measures import torsions
 from mdbackmap.vocabulary import Vocabulary, match
 
 _log = logging.getLogger("mdbackmap")
 
-CHUNK_SIZE = 1000
-"""Beads predicted together; about 20 MB of memory, which still fits caches."""
+CHUNK_SIZE = 256
+"""Beads predicted together; about 5 MB of memory, which fits caches."""
+FEW_BEADS = 20_000
+"""Up to so many, the neighbours of all chunks are kept from layer to layer (60 MB)."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide before proline is cis where the mean cosine over so many frames exceeds this."""
+WELL_WITHIN = 0.95
+"""Contour of the Ramachandran plot for backbones from simulated beads, which say little of them."""
+UNLIKE = 0.3
+"""Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
+mapped structures reach 0.1, simulations start at 0.6."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
@@ -53,8 +61,6 @@ class Options:
         Beads predicted together. Changes memory, not the answer.
     device : str
         ``cpu`` or ``cuda``.
-    calibrate : bool
-        Move beads first so that force-field bond lengths become mapped ones.
     idealise : bool
         Put local geometry right afterwards.
     noise : float or None
@@ -64,7 +70,6 @@ class Options:
 
     chunk_size: int = CHUNK_SIZE
     device: str = "cpu"
-    calibrate: bool = True
     idealise: bool = True
     noise: float | None = None
 
@@ -75,8 +80,9 @@ class Backmapper:
     Parameters
     ----------
     system : System
-    model : str, Path or Checkpoint
-        Name of a shipped model, a weights file, or a loaded checkpoint.
+    model : str, Path or Checkpoint, optional
+        Name of a shipped model, a weights file, or a loaded checkpoint; by default the shipped
+        model that knows the system's beads.
     options : Options, optional
 
     Raises
@@ -86,7 +92,7 @@ class Backmapper:
     """
 
     def __init__(
-        self, system: System, model: str | Path | Checkpoint = "martini3",
+        self, system: System, model: str | Path | Checkpoint | None = None,
         options: Options | None = None,
     ) -> None:  # fmt: skip
         self.system, self.options = system, options or Options()
@@ -94,16 +100,13 @@ class Backmapper:
         order = np.argsort(system.atom_bead, kind="stable")
         self._order = torch.from_numpy(order)
         self._sorted_bead = torch.from_numpy(system.atom_bead[order])
-        self._use(model)
+        self._use(fitting_model(system) if model is None else model)
         self.unwrap = Unwrapper(system.bead_parent)
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
         self._anchors = torch.from_numpy(system.anchors)
         self._levels = torch.from_numpy(system.levels)
         self._atom_bead = torch.from_numpy(system.atom_bead)
-        self.calibration = BeadCalibration(
-            np.zeros((0, 2), np.int64), np.zeros(0), np.ones(system.n_beads)
-        )
         self._trust(self.options.noise, simulated=True)
 
     @functools.cached_property
@@ -112,14 +115,18 @@ class Backmapper:
         system = self.system
         return BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            self.backbone,
+            self.backbone, contour=ALLOWED if self.noise == 0.0 else WELL_WITHIN,
         )  # fmt: skip
 
     def _use(self, model: str | Path | Checkpoint) -> None:
         """Take a model into use."""
         self._model = model
         self._checkpoint: Checkpoint | None = None
+        known = getattr(self, "vocabulary", None)
         self.vocabulary: Vocabulary = match(self.system, self.checkpoint)
+        for key, other in self.vocabulary.borrowed.items():
+            if known is None or key not in known.borrowed:
+                _log.warning("bead %s is new to the model; it borrows weights of %s", key, other)
         self._sorted_key = self.vocabulary.atom[self._order]
 
     def _trust(self, noise: float | None, *, simulated: bool) -> None:
@@ -127,6 +134,7 @@ class Backmapper:
         if noise is None:
             noise = SIMULATED_NOISE if simulated else 0.0
         self.noise = min(noise, self.checkpoint.largest_noise)
+        self.__dict__.pop("idealiser", None)
         if noise == 0.0 and self.checkpoint.for_mapped_beads:
             self._use(self.checkpoint.for_mapped_beads)
 
@@ -145,8 +153,11 @@ class Backmapper:
         keep_model = isinstance(self._model, Checkpoint)
         return {**self.__dict__, "_checkpoint": self._checkpoint if keep_model else None}
 
-    def calibrate(self, frames: Iterable[np.ndarray], boxes: Iterable[np.ndarray | None]) -> None:
-        """Learn the force field's bead bond lengths from some frames.
+    def inspect(self, frames: Iterable[np.ndarray], boxes: Iterable[np.ndarray | None]) -> None:
+        """Learn from some frames what holds for all: simulated beads or mapped, cis peptides.
+
+        Without it, beads are taken to be simulated, and every frame decides for itself which
+        peptides before proline are cis.
 
         Parameters
         ----------
@@ -171,7 +182,7 @@ class Backmapper:
         cosines = []
         with torch.inference_mode(), _threads(self.system.n_beads // BEADS_PER_THREAD):
             for beads, box in zip(frames, boxes, strict=True):
-                atoms = self._predict(self.calibration(self.unwrap(beads, box)), box).numpy()
+                atoms = self._predict(self.unwrap(beads, box), box).numpy()
                 omega = torsions(atoms, backbone.omegas[asked], None)
                 cosines.append(np.cos(np.radians(omega)))
         cis = np.zeros(len(backbone.cis), dtype=bool)
@@ -182,9 +193,7 @@ class Backmapper:
     def _measure_beads(
         self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
     ) -> None:
-        """Find out whether the beads are simulated, and what their bonds are like."""
-        if not self.options.calibrate:
-            return
+        """Find out whether the beads are simulated: their bonds are longer or shorter then."""
         pairs, kind, mean, spread = self.vocabulary.bead_distances
         if not len(pairs):
             return
@@ -197,13 +206,12 @@ class Backmapper:
             return
         observed = total / count
         # Frames of one trajectory are not independent of one another.
-        change = changes(observed, count / np.sqrt(max(n_frames, 1)), mean, spread)
-        self.calibration = BeadCalibration(pairs, change[kind], self.vocabulary.mobility)
-        simulated = np.average(change != 0, weights=count) > 0.2
+        differs = unlike(observed, count / np.sqrt(n_frames), mean, spread)
+        simulated = np.average(differs, weights=count) > UNLIKE
         self._trust(self.options.noise, simulated=bool(simulated))
         _log.info(
-            "bead bonds: %d of %d kinds differ from mapped structures; noise level %.2f Å, model %s",
-            int((change != 0).sum()), len(change), self.noise, self.checkpoint.card.get("name"),
+            "bead bonds: %d of %d kinds unlike mapped structures; noise level %.2f Å, model %s",
+            int(differs.sum()), len(differs), self.noise, self.checkpoint.card.get("name"),
         )  # fmt: skip
 
     def __call__(
@@ -233,10 +241,9 @@ class Backmapper:
         beads = np.array(beads, dtype=np.float32)
         self._check(beads, box, frame)
         whole = self.unwrap(beads, box)
-        moved = self.calibration(whole)
         with torch.inference_mode():
             with _threads(self.system.n_beads // BEADS_PER_THREAD):
-                positions = self._predict(moved, box)
+                positions = self._predict(whole, box)
             if self.options.idealise:
                 with _threads(self.system.n_atoms // ATOMS_PER_THREAD):
                     near = close_pairs(positions.numpy(), box, REACH)
@@ -251,12 +258,13 @@ class Backmapper:
     def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> torch.Tensor:
         """Positions as the network gives them, on the CPU, shape (n_atoms, 3), Å."""
         graph, device = self._graph(beads, box), self.options.device
+        kept = list(self._chunks(graph)) if graph.n_beads <= FEW_BEADS else None
         vectors = predict_in_chunks(
             self.checkpoint.network,
             self.vocabulary.bead.to(device),
             self.vocabulary.residue.to(device),
             torch.full((self.system.n_beads,), float(self.noise), device=device),
-            lambda: self._chunks(graph),
+            lambda: kept or self._chunks(graph),
             self._sorted_bead.to(device),
             self._sorted_key.to(device),
         ).cpu()
@@ -302,6 +310,26 @@ class Backmapper:
                 f"with at least {SMALLEST_BOX:g} Å between opposite faces are expected\n"
                 "  Hint: a structure without a box has none (dimensions = None)."
             )
+
+
+def fitting_model(system: System) -> str:
+    """Return the name of the shipped model that knows a system's beads.
+
+    Raises
+    ------
+    ModelError
+        None does; says what the default model lacks.
+    """
+    others = [name for name in shipped() if name != DEFAULT_MODEL]
+    for name in (DEFAULT_MODEL, *others):
+        try:
+            match(system, checkpoints.load(resolve(name)))
+        except ModelError as error:
+            if name == DEFAULT_MODEL:
+                first = error
+            continue
+        return name
+    raise first
 
 
 def _is_box(box: np.ndarray) -> bool:

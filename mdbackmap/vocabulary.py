@@ -7,7 +7,6 @@ nearly a known one borrows its weights, and the user is told.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,6 @@ from torch import Tensor
 from mdbackmap.errors import ModelError, listing
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
-
-_log = logging.getLogger("mdbackmap")
 
 ENOUGH_IN_COMMON = 0.5
 """Share of atoms (of both beads together) that a borrowed bead must have in common."""
@@ -34,8 +31,6 @@ class Vocabulary:
     atom : Tensor, shape=(n_atoms,), int64
     bead_distances : tuple of ndarray
         ``pairs`` (m, 2), ``kind`` (m,), and per kind the mean and spread in mapped structures, Å.
-    mobility : ndarray, shape=(n_beads,)
-        How readily calibration moves a bead.
     borrowed : dict
         Bead keys the model does not know → the key whose weights they borrow.
     """
@@ -44,7 +39,6 @@ class Vocabulary:
     residue: Tensor
     atom: Tensor
     bead_distances: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    mobility: np.ndarray
     borrowed: dict[str, str]
 
 
@@ -71,8 +65,6 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
     atom_table = np.array(
         [_atom_index(key, atoms, borrowed) for key in system.atom_keys], dtype=np.int64
     )
-    for key, other in borrowed.items():
-        _log.warning("bead %s is new to the model; it borrows the weights of %s", key, other)
     names = system.residue_names[system.bead_residue]
     residue_of = {name: residues.get(name, 0) for name in np.unique(names)}
     residue = np.array([residue_of[name] for name in names], dtype=np.int64)
@@ -81,7 +73,6 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
         residue=torch.from_numpy(residue),
         atom=torch.from_numpy(atom_table[system.atom_key]),
         bead_distances=_distances(system, model),
-        mobility=_mobility(system),
         borrowed=borrowed,
     )
 
@@ -153,19 +144,9 @@ def _refuse_unknown(
 def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:
     pairs, names = system.bead_pairs()
     kinds, kind = np.unique(names, return_inverse=True)
-    known = np.array([k in model.bead_distances for k in kinds], dtype=bool)
+    # Across residues the distance depends on the fold.
+    known = np.array([k in model.bead_distances and not k.startswith("|") for k in kinds], bool)
     keep = known[kind] if len(kind) else np.zeros(0, bool)
     place = np.cumsum(known) - 1
     table = np.array([model.bead_distances[k] for k in kinds[known]]).reshape(-1, 2)
     return pairs[keep], place[kind[keep]] if len(kind) else kind, table[:, 0], table[:, 1]
-
-
-def _mobility(system: System) -> np.ndarray:
-    """Beads that bond a residue to its neighbours hold still, all others move."""
-    mobility = np.ones(system.n_beads)
-    linked = system.next_residue >= 0
-    chain = linked.copy()
-    chain[system.next_residue[linked]] = True
-    first = np.flatnonzero(np.diff(system.bead_residue, prepend=-1))
-    mobility[first[chain]] = 0.05
-    return mobility

@@ -1,20 +1,26 @@
 """Fixtures every test file may use.
 
-``tiny_model``
-    A `Checkpoint` with random weights that knows all of the martini3 mapping; small and fast.
+``tiny_model``, ``weights``
+    A `Checkpoint` with random weights that knows all of the martini3 mapping, small and fast; and
+    a file of it, not to be changed.
+``folder``, ``converted``
+    A folder that holds the ubiquitin trajectory and its topology, new for every test; and one of
+    the whole trajectory as ``convert`` writes it with ``weights``, not to be changed.
 ``ubiquitin``, ``membrane``, ``insulin``
     Coarse-grained inputs as `CGSource`, opened anew for every test; ``ubiquitin`` and
     ``membrane`` are short trajectories, ``insulin`` has two chains and disulfides.
 ``ubiquitin_system``, ``membrane_system``, ``insulin_system``
     The same laid out as `System`; made once, not to be changed.
-``peptide``, ``lipid``
-    Sound atomistic structures as `(System, positions)`, positions float64 in Å, not writeable.
+``peptide``, ``lipid``, ``crowd``
+    Sound atomistic structures as `(System, positions)`, positions float64 in Å, not writeable; a
+    crowd is two of each, too far apart to meet.
 ``library``
     The martini3 `Library`.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +34,9 @@ from mdbackmap.mapping.system import System, from_atoms
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import EncoderConfig
 from mdbackmap.models.hierarchical import HierarchicalVectors
+from mdbackmap.structure import Frame, Particles
 
-DATA = Path(__file__).parent / "data"
-TUTORIALS = Path(__file__).parents[1] / "tutorials" / "data"
+from helpers_io import DATA, GRO, MEMBRANE, TPR, XTC, ok, save
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,14 +78,33 @@ def tiny_model(library: Library) -> Checkpoint:
     )
 
 
+@pytest.fixture(scope="session")
+def weights(tiny_model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_model, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(XTC, tmp_path / "cg.xtc")
+    shutil.copy(TPR, tmp_path / "cg.tpr")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def converted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted")
+    ok("convert", XTC, "-o", out / "aa.xtc", "--model", weights)
+    return out
+
+
 @pytest.fixture
 def ubiquitin() -> CGSource:
-    return CGSource.open(TUTORIALS / "ubiquitin.xtc", TUTORIALS / "ubiquitin.tpr")
+    return CGSource.open(XTC, TPR)
 
 
 @pytest.fixture
 def membrane() -> CGSource:
-    return CGSource.open(DATA / "membrane.xtc", DATA / "membrane.gro")
+    return CGSource.open(MEMBRANE, GRO)
 
 
 @pytest.fixture
@@ -89,12 +114,12 @@ def insulin() -> CGSource:
 
 @pytest.fixture(scope="session")
 def ubiquitin_system() -> System:
-    return lay_out(CGSource.open(TUTORIALS / "ubiquitin.xtc", TUTORIALS / "ubiquitin.tpr"))
+    return lay_out(CGSource.open(XTC, TPR))
 
 
 @pytest.fixture(scope="session")
 def membrane_system() -> System:
-    return lay_out(CGSource.open(DATA / "membrane.gro"))
+    return lay_out(CGSource.open(GRO))
 
 
 @pytest.fixture(scope="session")
@@ -102,20 +127,43 @@ def insulin_system() -> System:
     return lay_out(CGSource.open(DATA / "insulin.gro", DATA / "insulin.tpr"))
 
 
+PEPTIDE, LIPID = DATA / "ubiquitin_12.pdb", DATA / "popc.pdb"
+
+
 @pytest.fixture(scope="session")
 def peptide(library: Library) -> tuple[System, np.ndarray]:
-    return _atomistic(DATA / "ubiquitin_12.pdb", library)
+    return _atomistic(library, (PEPTIDE, (0, 0, 0)))
 
 
 @pytest.fixture(scope="session")
 def lipid(library: Library) -> tuple[System, np.ndarray]:
-    return _atomistic(DATA / "popc.pdb", library)
+    return _atomistic(library, (LIPID, (0, 0, 0)))
 
 
-def _atomistic(path: Path, library: Library) -> tuple[System, np.ndarray]:
-    universe = files.open_universe(path)
-    frame = files.frame(universe.trajectory.ts)
-    system = from_atoms(files.particles(universe), library, frame)
+@pytest.fixture(scope="session")
+def crowd(library: Library) -> tuple[System, np.ndarray]:
+    return _atomistic(
+        library, (PEPTIDE, (0, 0, 0)), (LIPID, (60, 0, 0)), (PEPTIDE, (0, 60, 0)),
+        (LIPID, (60, 60, 0)),
+    )  # fmt: skip
+
+
+def _atomistic(
+    library: Library, *pieces: tuple[Path, tuple[float, float, float]]
+) -> tuple[System, np.ndarray]:
+    """Lay out files moved by so many Å as one system without a box."""
+    tables, points = [], []
+    for path, shift in pieces:
+        universe = files.open_universe(path)
+        tables.append(files.particles(universe))
+        points.append(files.frame(universe.trajectory.ts).positions + np.float32(shift))
+    table = Particles(
+        *(np.concatenate([getattr(t, name) for t in tables])
+          for name in ("names", "resnames", "resids", "segids"))
+    )  # fmt: skip
+    box = files.frame(universe.trajectory.ts).box if len(pieces) == 1 else None
+    frame = Frame(np.concatenate(points), box)
+    system = from_atoms(table, library, frame)
     positions = system.take(frame.positions)
     positions.flags.writeable = False
     return system, positions

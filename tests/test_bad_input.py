@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 
 import MDAnalysis as mda
@@ -15,20 +14,7 @@ from mdbackmap.io.files import quiet_guesses
 from mdbackmap.io.source import CGSource
 from safetensors.torch import save_file
 
-from helpers_io import DATA, GRO, TPR, XTC, fails, load, ok, run, save, unchanged
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_model, tmp_path_factory):
-    return save(tiny_model, tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The ubiquitin trajectory and its topology, beside each other."""
-    shutil.copy(XTC, tmp_path / "cg.xtc")
-    shutil.copy(TPR, tmp_path / "cg.tpr")
-    return tmp_path
+from helpers_io import DATA, GRO, TPR, XTC, fails, load, ok, run, unchanged
 
 
 @pytest.fixture

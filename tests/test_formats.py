@@ -16,15 +16,10 @@ from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import from_beads
 from mdbackmap.structure import Frame, Particles
 
-from helpers_io import DATA, GRO, MEMBRANE, TPR, XTC, load, ok, positions, save, unchanged
+from helpers_io import DATA, GRO, MEMBRANE, TPR, XTC, load, ok, positions, unchanged
 
 TRICLINIC = np.array([[60.0, 0, 0], [12.0, 55.0, 0], [-9.0, 14.0, 70.0]])
 HOLDS_TIMES = ("xtc", "trr", "dcd", "nc")
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_model, tmp_path_factory):
-    return save(tiny_model, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

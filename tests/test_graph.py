@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mdbackmap.geometry.boxes import box_from_dimensions, heights
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import RELATIONS, find_pairs, pad, relations
+from mdbackmap.graph.neighbours import RELATIONS, close_pairs, find_pairs, pad, relations
 
 CUTOFF = 8.0
 BOXES = {
@@ -75,6 +75,25 @@ def test_every_pair_is_found_in_both_directions(name):
     forth, back = in_order(first, second, vectors), in_order(second, first, -vectors)
     for mine, theirs in zip(forth, back, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_close_pairs_are_those_of_brute_force_once_each(name):
+    box = box_of(name)
+    points = points_in(box, 40 if box is None or heights(box).min() > 8 else 12)
+    expected = [(i, j, gap) for i, j, gap in brute_force(points, box) if i < j]
+    first, second, vectors = close_pairs(points, box, CUTOFF)
+    assert (first < second).all()
+    assert vectors.dtype == np.float32
+    assert len(expected) > 10
+    wanted = in_order(*(np.array(column) for column in zip(*expected, strict=True)))
+    for mine, theirs in zip(in_order(first, second, vectors), wanted, strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-5)
+
+
+def test_a_point_is_not_close_to_its_own_images():
+    first, *_ = close_pairs(np.zeros((1, 3)), np.eye(3) * 4, CUTOFF)
+    assert len(first) == 0
 
 
 @pytest.mark.parametrize("name", [name for name, box in BOXES.items() if box])

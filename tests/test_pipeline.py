@@ -1,4 +1,4 @@
-"""From beads to atoms: symmetries, periodic boxes, calibration, and what is refused."""
+"""From beads to atoms: symmetries, periodic boxes, what beads are taken for, what is refused."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from mdbackmap.geometry.boxes import Unwrapper
 from mdbackmap.graph.neighbours import find_pairs, pad, relations
 from mdbackmap.models import checkpoint
 from mdbackmap.models.hierarchical import place_atoms
-from mdbackmap.pipeline import SIMULATED_NOISE, Backmapper, Options
+from mdbackmap.models.library import shipped
+from mdbackmap.pipeline import SIMULATED_NOISE, Backmapper, Options, fitting_model
+from mdbackmap.validation import measures
 from mdbackmap.vocabulary import match
+from scipy.spatial.transform import Rotation
 
-RAW = Options(idealise=False, calibrate=False)
-
-
-def rotation(seed: int) -> np.ndarray:
-    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    q *= np.sign(np.diag(r))
-    return q * np.linalg.det(q)
+RAW = Options(idealise=False)
 
 
 def beads_of(source, system, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +66,8 @@ def test_the_answer_is_the_networks(membrane_system, tiny_model, patch):
     assert (atom_bead.diff() < 0).any()  # atoms are not sorted by bead
     with torch.no_grad():
         vectors = tiny_model.network(
-            found.bead, found.residue, torch.zeros(system.n_beads), index, displacement, kind,
-            present, atom_bead, found.atom,
+            found.bead, found.residue, torch.full((system.n_beads,), SIMULATED_NOISE), index,
+            displacement, kind, present, atom_bead, found.atom,
         )  # fmt: skip
     atoms = place_atoms(
         vectors, torch.from_numpy(system.anchors), torch.from_numpy(system.levels), atom_bead,
@@ -101,7 +98,7 @@ def test_the_answer_turns_and_moves_with_the_beads(ubiquitin_system, tiny_model,
     beads -= beads.mean(axis=0)
     move = np.array([12.0, -7, 3])
     for seed in range(3):
-        turn = rotation(seed)
+        turn = Rotation.random(None, seed).as_matrix()
         one = backmapper(beads) @ turn.T + move
         assert backmapper(beads @ turn.T + move) == pytest.approx(one, abs=1e-3)
 
@@ -311,7 +308,7 @@ def test_a_bead_that_is_nearly_known_borrows_weights_and_says_so(
     with caplog.at_level(logging.WARNING, "mdbackmap"):
         backmapper = Backmapper(ubiquitin_system, model)
     assert backmapper.vocabulary.borrowed == {key: near}
-    assert f"bead {key} is new to the model; it borrows the weights of {near}" in caplog.text
+    assert f"bead {key} is new to the model; it borrows weights of {near}" in caplog.text
     assert np.isfinite(backmapper(*protein)).all()
     atoms = {ubiquitin_system.atom_keys[k]: model.atom_keys[v] for k, v in
              zip(ubiquitin_system.atom_key, backmapper.vocabulary.atom, strict=True)}  # fmt: skip
@@ -339,23 +336,15 @@ def test_beads_placed_otherwise_than_in_training_are_refused(ubiquitin_system, t
         Backmapper(ubiquitin_system, dataclasses.replace(tiny_model, digests=digests))
 
 
-def test_only_beads_that_hold_a_chain_together_are_slow(
-    ubiquitin_system, membrane_system, tiny_model
-):
-    slow = match(ubiquitin_system, tiny_model).mobility < 0.1
-    assert slow.tolist() == (ubiquitin_system.beads.names == "BB").tolist()
-    assert (match(membrane_system, tiny_model).mobility == 1).all()
+# Simulated or mapped
 
 
-# Calibration
-
-
-def statistics(source, system, frames=range(0, 20), shape=lambda beads: beads):
+def statistics(source, system, frames=range(0, 20)):
     """Mean and spread of every kind of bead pair, as if mapped structures were these frames."""
     pairs, names = system.bead_pairs()
     unwrap, lengths = Unwrapper(system.bead_parent), []
     for k in frames:
-        whole = shape(unwrap(*beads_of(source, system, k)))
+        whole = unwrap(*beads_of(source, system, k))
         lengths.append(np.linalg.norm(np.diff(whole[pairs], axis=1)[:, 0], axis=1))
     lengths = np.array(lengths)
     return {
@@ -364,102 +353,253 @@ def statistics(source, system, frames=range(0, 20), shape=lambda beads: beads):
     }
 
 
-def calibrated(system, model, source, frames=range(0, 20), **options) -> Backmapper:
+def inspected(system, model, source, frames=range(0, 20), **options) -> Backmapper:
     backmapper = Backmapper(system, model, Options(**options))
     beads, boxes = zip(*(beads_of(source, system, k) for k in frames), strict=True)
-    backmapper.calibrate(beads, boxes)
+    backmapper.inspect(beads, boxes)
     return backmapper
 
 
-def mean_lengths(system, beads: np.ndarray) -> dict[str, float]:
-    pairs, names = system.bead_pairs()
-    length = np.linalg.norm(beads[pairs[:, 1]] - beads[pairs[:, 0]], axis=1)
-    return {name: float(length[names == name].mean()) for name in np.unique(names)}
-
-
-def test_beads_like_mapped_ones_stay_as_they_are(ubiquitin, ubiquitin_system, tiny_model):
+def test_beads_like_mapped_ones_are_mapped_ones(ubiquitin, ubiquitin_system, tiny_model):
     model = dataclasses.replace(tiny_model, bead_distances=statistics(ubiquitin, ubiquitin_system))
     # Other frames of the same trajectory: the same means but for chance.
-    backmapper = calibrated(ubiquitin_system, model, ubiquitin, frames=range(20, 30))
-    whole = backmapper.unwrap(*beads_of(ubiquitin, ubiquitin_system, 5))
-    moved = backmapper.calibration(whole)
-    untouched = (moved == whole).all(axis=1)
-    assert untouched.mean() > 0.8
-    assert backmapper.noise == 0.0
-
-    same = calibrated(ubiquitin_system, model, ubiquitin)
-    assert not same.calibration.active
-    assert same.calibration(whole) is whole
+    assert inspected(ubiquitin_system, model, ubiquitin, frames=range(20, 30)).noise == 0.0
+    assert inspected(ubiquitin_system, model, ubiquitin, frames=[25]).noise == 0.0
 
 
-def test_rings_too_wide_become_as_wide_as_mapped_ones(ubiquitin, ubiquitin_system, tiny_model):
-    system = ubiquitin_system
-    phenyl = system.residue_names[system.bead_residue] == "PHE"
-    first, second, third = (
-        np.flatnonzero(phenyl & (system.beads.names == name)) for name in ("SC1", "SC2", "SC3")
-    )
-
-    def narrow(beads: np.ndarray) -> np.ndarray:
-        """Martini's rings are stiff and wider than those of mapped centres."""
-        beads = beads.copy()
-        for outer in (second, third):
-            beads[outer] = beads[first] + 0.7 * (beads[outer] - beads[first])
-        return beads
-
-    table = statistics(ubiquitin, system, shape=narrow)
+def test_the_fold_makes_no_beads_simulated(ubiquitin, ubiquitin_system, tiny_model):
+    # As if mapped structures were all of another secondary structure.
+    table = {name: (mean + 0.5 * name.startswith("|"), spread) for name, (mean, spread) in
+             statistics(ubiquitin, ubiquitin_system).items()}  # fmt: skip
     model = dataclasses.replace(tiny_model, bead_distances=table)
-    backmapper = calibrated(system, model, ubiquitin)
-    before, after = [], []
-    for k in range(20):
-        whole = backmapper.unwrap(*beads_of(ubiquitin, system, k))
-        before.append(mean_lengths(system, whole))
-        after.append(mean_lengths(system, backmapper.calibration(whole)))
-    for name, (mean, _) in table.items():
-        was, now = (np.mean([lengths[name] for lengths in rows]) for rows in (before, after))
-        assert now == pytest.approx(mean, abs=0.05)
-        if name.startswith("PHE|SC"):
-            assert was - now > 0.5
-    off = calibrated(system, model, ubiquitin, calibrate=False)
-    assert off.calibration(whole) is whole
+    assert inspected(ubiquitin_system, model, ubiquitin).noise == 0.0
 
 
-def test_a_difference_that_may_be_chance_is_left(ubiquitin, ubiquitin_system, tiny_model):
-    table = statistics(ubiquitin, ubiquitin_system, frames=[0])
-    shifted = {name: (mean + 0.4, 0.3) for name, (mean, _) in table.items()}
-    model = dataclasses.replace(tiny_model, bead_distances=shifted)
-    backmapper = calibrated(ubiquitin_system, model, ubiquitin, frames=[0])
-    pairs, names = ubiquitin_system.bead_pairs()
-    assert np.array_equal(backmapper.calibration.pairs, pairs)
-    changed = backmapper.calibration.change != 0
-    _, kind, count = np.unique(names, return_inverse=True, return_counts=True)
-    # Three standard errors of 0.3 Å are below 0.4 Å from six pairs on.
-    assert changed.tolist() == (count[kind] >= 6).tolist()
-    assert 0 < changed.sum() < len(changed)
+def test_a_difference_that_may_be_chance_proves_nothing(ubiquitin, ubiquitin_system, tiny_model):
+    wide = {name: (mean + 0.4, 3.0) for name, (mean, _) in
+            statistics(ubiquitin, ubiquitin_system).items()}  # fmt: skip
+    narrow = {name: (mean, 0.1) for name, (mean, _) in wide.items()}
+    for table, noise in ((wide, 0.0), (narrow, SIMULATED_NOISE)):
+        model = dataclasses.replace(tiny_model, bead_distances=table)
+        assert inspected(ubiquitin_system, model, ubiquitin, frames=[0]).noise == noise
 
 
 def test_beads_that_differ_are_taken_for_simulated_ones(ubiquitin, ubiquitin_system, tiny_model):
     table = {name: (mean - 0.5, spread) for name, (mean, spread) in
              statistics(ubiquitin, ubiquitin_system).items()}  # fmt: skip
     model = dataclasses.replace(tiny_model, bead_distances=table)
-    assert calibrated(ubiquitin_system, model, ubiquitin).noise == SIMULATED_NOISE
-    assert calibrated(ubiquitin_system, model, ubiquitin, noise=0.1).noise == 0.1
-    assert calibrated(ubiquitin_system, model, ubiquitin, noise=0.0).noise == 0.0
-    assert calibrated(ubiquitin_system, tiny_model, ubiquitin).noise == 0.0
+    assert inspected(ubiquitin_system, model, ubiquitin).noise == SIMULATED_NOISE
+    assert inspected(ubiquitin_system, model, ubiquitin, noise=0.1).noise == 0.1
+    assert inspected(ubiquitin_system, model, ubiquitin, noise=0.0).noise == 0.0
+    # A model that cannot compare expects the worst.
+    assert inspected(ubiquitin_system, tiny_model, ubiquitin).noise == SIMULATED_NOISE
 
 
-def test_calibration_does_without_damaged_frames(ubiquitin, ubiquitin_system, tiny_model):
-    table = {name: (mean - 0.5, spread) for name, (mean, spread) in
-             statistics(ubiquitin, ubiquitin_system).items()}  # fmt: skip
-    model = dataclasses.replace(tiny_model, bead_distances=table)
+def test_damaged_frames_are_not_looked_at(ubiquitin, ubiquitin_system, tiny_model):
+    model = dataclasses.replace(tiny_model, bead_distances=statistics(ubiquitin, ubiquitin_system))
     beads, box = beads_of(ubiquitin, ubiquitin_system)
     damaged = beads.copy()
     damaged[3] = np.nan
     backmapper = Backmapper(ubiquitin_system, model)
-    backmapper.calibrate([damaged], [box])
-    assert not backmapper.calibration.active
-    backmapper.calibrate([], [])
-    assert not backmapper.calibration.active
-    backmapper.calibrate([damaged, beads], [box, box])
-    plain = Backmapper(ubiquitin_system, model)
-    plain.calibrate([beads], [box])
-    assert np.array_equal(backmapper.calibration.change, plain.calibration.change)
+    backmapper.inspect([damaged], [box])
+    assert backmapper.noise == SIMULATED_NOISE
+    backmapper.inspect([], [])
+    assert backmapper.noise == SIMULATED_NOISE
+    backmapper.inspect([damaged, beads], [box, box])
+    assert backmapper.noise == 0.0
+
+
+# What the network is told of the beads, and which of two models it is
+
+
+def carded(model, **card):
+    return dataclasses.replace(model, card={**model.card, **card})
+
+
+@pytest.mark.parametrize(
+    ("asked", "largest", "told"),
+    [(None, None, SIMULATED_NOISE), (None, 0.05, 0.05), (None, 0.5, SIMULATED_NOISE),
+     (0.3, None, 0.3), (0.3, 0.25, 0.25), (0.0, 0.25, 0.0), (0.3, 0.0, 0.0)],
+)  # fmt: skip
+def test_the_network_is_told_no_more_noise_than_it_was_trained_with(
+    ubiquitin, ubiquitin_system, tiny_model, asked, largest, told
+):
+    table = {name: (mean - 0.5, spread) for name, (mean, spread) in
+             statistics(ubiquitin, ubiquitin_system).items()}  # fmt: skip
+    model = dataclasses.replace(tiny_model, bead_distances=table)
+    if largest is not None:
+        model = carded(model, largest_noise=largest)
+    assert inspected(ubiquitin_system, model, ubiquitin, noise=asked).noise == told
+    assert Backmapper(ubiquitin_system, model, Options(noise=asked)).noise == told
+
+
+def test_what_the_package_reads_of_a_card_is_kept_with_the_weights(tiny_model, tmp_path):
+    assert tiny_model.largest_noise == np.inf
+    assert tiny_model.for_mapped_beads == ""
+    model = carded(tiny_model, largest_noise=0.4, for_mapped_beads="other")
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    again = checkpoint.load(tmp_path / "model.safetensors")
+    assert again.largest_noise == 0.4
+    assert again.for_mapped_beads == "other"
+
+
+@pytest.fixture
+def companion(tiny_model, tmp_path) -> str:
+    """Other weights than those of ``tiny_model``, for beads at the centres of their atoms."""
+    network = copy.deepcopy(tiny_model.network)
+    with torch.no_grad():
+        network.read.weight *= 0.5
+    other = dataclasses.replace(carded(tiny_model, name="mapped"), network=network)
+    checkpoint.save(other, tmp_path / "mapped.safetensors")
+    return str(tmp_path / "mapped.safetensors")
+
+
+def test_mapped_beads_go_to_the_model_for_them(
+    ubiquitin, ubiquitin_system, tiny_model, companion, protein
+):
+    system, table = ubiquitin_system, statistics(ubiquitin, ubiquitin_system)
+    first = dataclasses.replace(
+        carded(tiny_model, for_mapped_beads=companion), bead_distances=table
+    )
+    mapped = inspected(system, first, ubiquitin, idealise=False)
+    assert mapped.checkpoint.card["name"] == "mapped"
+    assert mapped.noise == 0.0
+    direct = Backmapper(system, companion, dataclasses.replace(RAW, noise=0.0))
+    expected = direct(*protein)
+    assert np.array_equal(mapped(*protein), expected)
+    assert np.array_equal(through_pickle(mapped)(*protein), expected)
+
+    longer = {name: (mean + 0.5, spread) for name, (mean, spread) in table.items()}
+    simulated = inspected(
+        system, dataclasses.replace(first, bead_distances=longer), ubiquitin, idealise=False
+    )
+    assert simulated.checkpoint.card["name"] == "tiny"
+    assert simulated.noise == SIMULATED_NOISE
+    assert not np.allclose(simulated(*protein), expected, atol=0.05)
+
+
+@pytest.mark.parametrize(("noise", "name"), [(0.0, "mapped"), (0.1, "tiny"), (None, "tiny")])
+def test_who_says_how_the_beads_lie_chooses_the_model(
+    ubiquitin_system, tiny_model, companion, protein, noise, name
+):
+    first = carded(tiny_model, for_mapped_beads=companion)
+    backmapper = Backmapper(ubiquitin_system, first, dataclasses.replace(RAW, noise=noise))
+    assert backmapper.checkpoint.card["name"] == name
+    # The same in both vocabularies, whatever their order.
+    turned = dataclasses.replace(checkpoint.load(companion))
+    order = torch.randperm(len(turned.bead_keys), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        turned.network.encoder.bead.weight.copy_(turned.network.encoder.bead.weight[order])
+    turned = dataclasses.replace(turned, bead_keys=[turned.bead_keys[k] for k in order.tolist()])
+    checkpoint.save(turned, companion)
+    again = Backmapper(ubiquitin_system, first, dataclasses.replace(RAW, noise=noise))
+    assert again(*protein) == pytest.approx(backmapper(*protein), abs=1e-5)
+
+
+def test_a_model_for_mapped_beads_that_is_not_there_is_named(ubiquitin_system, tiny_model):
+    model = carded(tiny_model, for_mapped_beads="nowhere")
+    with pytest.raises(ModelError, match="model 'nowhere': neither a shipped model"):
+        Backmapper(ubiquitin_system, model, Options(noise=0.0))
+    assert Backmapper(ubiquitin_system, model).checkpoint is model
+
+
+# Peptides before proline
+
+
+def prolines(system) -> np.ndarray:
+    return np.flatnonzero(system.backbone.may_be_cis)
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """Let the network predict these angles of the peptides before proline, frame by frame."""
+
+    def arm(frames: list[list[float]]) -> None:
+        left = iter(np.array(frames, dtype=float))
+        monkeypatch.setattr("mdbackmap.pipeline.torsions", lambda *_: next(left))
+
+    return arm
+
+
+def settled(system, model, source, frames: list[np.ndarray]) -> Backmapper:
+    backmapper = Backmapper(system, model)
+    backmapper.inspect(frames, [beads_of(source, system)[1]] * len(frames))
+    return backmapper
+
+
+def test_peptides_before_proline_are_settled_by_the_mean_over_frames(
+    ubiquitin, ubiquitin_system, tiny_model, protein, predicted
+):
+    system = ubiquitin_system
+    assert len(prolines(system)) == 3
+    # Always cis; cis in two of three; in one of three, with an angle of no meaning beside it.
+    predicted([[0, 10, 180], [20, -20, 175], [-30, 170, 10]])
+    backbone = settled(system, tiny_model, ubiquitin, [protein[0]] * 3).backbone
+    assert np.flatnonzero(backbone.cis).tolist() == prolines(system)[:2].tolist()
+    assert not backbone.may_be_cis.any()
+    assert np.array_equal(backbone.omegas, system.backbone.omegas)
+    assert not system.backbone.cis.any(), "the system is shared"
+
+
+def test_a_damaged_frame_has_no_say(ubiquitin, ubiquitin_system, tiny_model, protein, predicted):
+    damaged = protein[0].copy()
+    damaged[7] = np.nan
+    for frames in ([damaged, protein[0]], [protein[0], damaged, damaged]):
+        # One prediction only: a second would be of the damaged frame.
+        predicted([[0, 180, 0]])
+        backbone = settled(ubiquitin_system, tiny_model, ubiquitin, frames).backbone
+        assert backbone.cis[prolines(ubiquitin_system)].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_without_a_usable_frame_every_prediction_decides_for_itself(
+    ubiquitin, ubiquitin_system, tiny_model, protein, damaged
+):
+    frames = [np.full_like(protein[0], np.nan)] if damaged else []
+    backbone = settled(ubiquitin_system, tiny_model, ubiquitin, frames).backbone
+    assert len(np.flatnonzero(backbone.may_be_cis)) == 3
+
+
+def test_a_system_without_proline_needs_no_frames(membrane, membrane_system, tiny_model, patch):
+    backmapper = Backmapper(membrane_system, tiny_model)
+    backmapper.inspect([patch[0]], [patch[1]])
+    assert backmapper.backbone is membrane_system.backbone
+
+
+@pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_settled_peptide_is_the_same_whatever_a_frame_predicts(
+    ubiquitin, ubiquitin_system, monkeypatch, which
+):
+    system = ubiquitin_system
+    here = system.backbone.omegas[prolines(system)]
+    frames = [beads_of(ubiquitin, system, k)[0] for k in (30, 15, 0)]
+    backmapper, undecided = (
+        Backmapper(system, "martini3") for _ in range(2)
+    )
+    # It may have been in use before.
+    backmapper(*beads_of(ubiquitin, system))
+    backmapper.inspect(frames, [None] * 3)
+    assert not backmapper.backbone.cis.any(), "ubiquitin has no cis peptide"
+    predict = Backmapper._predict
+
+    def flipped(self, beads, box):
+        """What is predicted, all beyond the peptide turned by 150 degrees."""
+        atoms = predict(self, beads, box).numpy()
+        _, carbon, nitrogen, _ = here[which]
+        beyond = np.arange(len(atoms)) >= nitrogen
+        axis = atoms[nitrogen] - atoms[carbon]
+        turn = Rotation.from_rotvec(np.radians(150) * axis / np.linalg.norm(axis))
+        atoms[beyond] = turn.apply(atoms[beyond] - atoms[carbon]) + atoms[carbon]
+        return torch.from_numpy(atoms)
+
+    monkeypatch.setattr(Backmapper, "_predict", flipped)
+    for found, cis in ((undecided, True), (backmapper, False), (through_pickle(backmapper), False)):
+        omega = measures.torsions(found(*beads_of(ubiquitin, system)), here)
+        assert ((np.abs(omega) < 90) == (cis & (np.arange(3) == which))).all(), omega
+
+
+@pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")
+def test_no_shipped_model_needs_naming_for_a_protein(ubiquitin_system, membrane_system):
+    for system in (ubiquitin_system, membrane_system):
+        assert fitting_model(system) == "martini3"

@@ -558,6 +558,99 @@ def test_a_cap_is_linked_on_one_side(tmp_path):
     system = from_beads(build.file(), Library.load([path]), build.frame())
     assert system.next_residue.tolist() == [1, 2, -1, -1]
     assert (0, 1) in peptide_bonds(system)
+    # The cap has no N and CA: psi of the residue after it is known, phi is not.
+    assert system.backbone_residues.tolist() == []
+
+
+# Backbones
+
+
+def rows_of(system: System) -> dict[int, list[tuple[int, str]]]:
+    """Residue and name of each atom of every row of phi and psi, by residue."""
+    table = system.atoms
+    return {
+        int(residue): [(int(table.residue[i]), str(table.names[i])) for i in row]
+        for residue, row in zip(system.backbone_residues, system.backbone.phi_psi, strict=True)
+    }
+
+
+def around(k: int) -> list[tuple[int, str]]:
+    return [(k - 1, "C"), (k, "N"), (k, "CA"), (k, "C"), (k + 1, "N")]
+
+
+def test_phi_and_psi_of_every_residue_with_both_neighbours():
+    build = Builder()
+    build.chain(["LYS", "GLY", "PHE", "ALA"])
+    build.chain(["PRO", "ALA"], at=(0, 40, 0), segid="B")
+    build.chain(["ALA", "CYS", "ALA"], at=(0, 80, 0), segid="C")
+    build.residue("POPC", 20, (0, 120, 0))
+    system = build.system()
+    assert system.backbone_residues.tolist() == [1, 2, 7]
+    assert rows_of(system) == {k: around(k) for k in (1, 2, 7)}
+    assert system_of(atomistic(SEQUENCE)).backbone_residues.tolist() == list(
+        range(1, len(SEQUENCE) - 1)
+    )
+
+
+def test_a_break_in_a_chain_ends_it_on_both_sides():
+    build = Builder()
+    build.chain(["ALA"] * 3)
+    build.chain(["ALA"] * 4, first=4, at=(25, 0, 0))
+    assert build.system().backbone_residues.tolist() == [1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "kinds"),
+    [(["ALA", "LYS", "GLY", "PRO", "ALA"], [0, 4, 3]), (["ALA", "LYS", "PRO", "PRO"], [2, 3]),
+     (["GLY", "PHE", "HIS", "PRO"], [0, 2]), (["PRO", "ALA", "GLY"], [0])],
+)  # fmt: skip
+def test_kinds_of_backbone_residues(sequence, kinds):
+    build = Builder()
+    build.chain(sequence)
+    assert build.system().backbone.kind.tolist() == kinds
+
+
+def test_the_last_residue_is_no_neighbour_of_the_first():
+    build = Builder()
+    build.chain(["ALA", "PRO"])
+    backbone = build.system().backbone
+    assert backbone.phi_psi.shape == (0, 5)
+    assert len(backbone.kind) == 0
+    assert len(backbone.omegas) == 1
+    assert backbone.may_be_cis.tolist() == [True]
+
+
+def test_peptides_of_the_backbone_are_those_of_the_system():
+    build = Builder()
+    build.chain(SEQUENCE)
+    system = build.system()
+    table, backbone = system.atoms, system.backbone
+    assert np.array_equal(backbone.omegas, system.omegas)
+    assert (table.names[backbone.omegas] == ["CA", "C", "N", "CA"]).all()
+    before_proline = system.residue_names[table.residue[backbone.omegas[:, 2]]] == "PRO"
+    assert np.array_equal(backbone.may_be_cis, before_proline)
+    assert not backbone.cis.any()
+
+
+def test_lipids_have_no_backbone():
+    build = Builder()
+    build.residue("POPC", 1, (0, 0, 0))
+    backbone = build.system().backbone
+    assert [len(column) for column in vars(backbone).values()] == [0] * 5
+
+
+@pytest.mark.parametrize("bonds", [True, False])
+def test_rings_of_residues_are_followed_round(bonds):
+    """A cyclic peptide whose last residue is bonded to its first has no ends."""
+    build = Builder()
+    build.chain(["ALA"] * 4)
+    system = build.system()
+    closed = replace(system, next_residue=np.array([1, 2, 3, 0 if bonds else -1]))
+    expected = [0, 1, 2, 3] if bonds else [1, 2]
+    assert closed.backbone_residues.tolist() == expected
+    if bonds:
+        assert rows_of(closed)[0][0] == (3, "C")
+        assert rows_of(closed)[3][4] == (0, "N")
 
 
 # Whole molecules

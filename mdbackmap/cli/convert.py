@@ -36,8 +36,8 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("-s", "--topology", type=click.Path(), help="Topology of the beads. Default: the "
               "file of its name beside the trajectory, else the one that fits.")  # fmt: skip
 @mapping_option
-@click.option("--model", default="martini3", show_default=True, metavar="NAME|PATH",
-              help="Shipped model or weights file.")  # fmt: skip
+@click.option("--model", metavar="NAME|PATH", help="Shipped model or weights file. Default: the "
+              "shipped model that knows the beads.")  # fmt: skip
 @click.option("--select", help="MDAnalysis selection of the beads to use. Default: all.")
 @slice_options
 @click.option("--topology-out", type=click.Path(), help="All-atom topology to write. Default: "
@@ -48,12 +48,13 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--device", default="cpu", show_default=True, callback=_device,
               help="cpu, cuda or cuda:N.")  # fmt: skip
 @threads_option
-@click.option("--no-calibration", is_flag=True, help="Take the beads as they are, without moving "
-              "them to the distances of mapped structures.")  # fmt: skip
+@click.option("--noise", type=click.FloatRange(0), help="Å that beads are believed to be off. "
+              "Default: 0 for beads of mapped structures, 0.2 for simulated ones; which they are "
+              "is found out.")  # fmt: skip
 @click.option("--no-idealise", is_flag=True, help="Leave bonds and angles as predicted.")
 def convert(
     trajectory, output, topology, mapping, model, select, start, stop, step, topology_out,
-    skip_unknown, chunk_size, device, threads, no_calibration, no_idealise,
+    skip_unknown, chunk_size, device, threads, noise, no_idealise,
 ) -> None:  # fmt: skip
     """Turn a coarse-grained TRAJECTORY (or a single structure) into atoms.
 
@@ -61,7 +62,7 @@ def convert(
     """
     from mdbackmap.io.source import CGSource
     from mdbackmap.io.topology import blank_universe
-    from mdbackmap.io.transformation import calibrated, lay_out
+    from mdbackmap.io.transformation import inspected, lay_out
     from mdbackmap.io.writing import plan_outputs, write_frames
     from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 
@@ -73,8 +74,8 @@ def convert(
 
     system = lay_out(source, mapping, skip_unknown=skip_unknown)
     options = Options(chunk_size=chunk_size or CHUNK_SIZE, device=device,
-                      calibrate=not no_calibration, idealise=not no_idealise)  # fmt: skip
-    backmapper = calibrated(Backmapper(system, model, options), source)
+                      noise=noise, idealise=not no_idealise)  # fmt: skip
+    backmapper = inspected(Backmapper(system, model, options), source)
     done = write_frames(
         progress(frames, "frames"), source.read,
         lambda frame: backmapper(frame.positions[system.bead_source], frame.box, frame.index),

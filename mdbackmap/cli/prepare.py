@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--residue", default=None, help="Residue name of files whose own says nothing.")
 @click.option("--exclude", multiple=True, help="Names of structures to leave out.")
 @click.option("--like", multiple=True, type=click.Path(exists=True, dir_okay=False),
-              help="A coarse-grained trajectory; beads are moved to lie as they do there.")  # fmt: skip
+              help="Coarse-grained trajectory; beads are moved to lie as there.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the moved beads.")
 def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, like, seed) -> None:
     """Turn atomistic structures into a training set.

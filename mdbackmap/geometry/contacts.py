@@ -47,7 +47,7 @@ class ContactRules:
         self._bonded = _within_three_bonds(constraints.bonds, len(elements))
 
     def __call__(self, first: np.ndarray, second: np.ndarray, vectors: np.ndarray) -> Contacts:
-        """Pick contacts from pairs within `REACH`; ``first`` < ``second``, shapes as in `Contacts`."""
+        """Pick contacts from pairs within `REACH`, ``first`` < ``second``; see `Contacts`."""
         apart = ~(self._bonded[first] == second[:, None]).any(axis=1)
         first, second, vectors = first[apart], second[apart], vectors[apart]
         nearest = np.where(self.polar[first] & self.polar[second], POLAR, OTHER)

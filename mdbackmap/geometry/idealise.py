@@ -26,15 +26,13 @@ from mdbackmap.geometry.contacts import Contacts
 
 CLOSEST_14 = 2.6
 """Å; atoms three bonds apart come no closer (a gauche butane has 3.0, an eclipsed one 2.6)."""
-GIVE_13 = 0.04
-"""Å the ends of an angle may be off (2 degrees); angles of sound structures scatter by more."""
+GIVE_13 = 0.08
+"""Å the ends of an angle may be off (4 degrees); angles of sound structures scatter by as much."""
 SLACK = 0.3
 """Å^3 the volume of a stereocentre may be off; planes have none."""
 TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
 MOMENTUM = 0.6
-WELL_WITHIN = 0.95
-"""Contour of the Ramachandran plot that phi and psi are brought into."""
 DRIFT = 1.5
 """Share of the way there that one sweep asks for."""
 ROUNDS = 4
@@ -90,14 +88,17 @@ class Idealiser:
         Peptide bonds are made trans; where cis is allowed the prediction decides. Phi and psi
         that hardly any protein has are turned to the nearest that many have.
     sweeps : int
-        Jacobi sweeps per round; rounds are added while a fixed torsion is on its wrong side.
+        Jacobi sweeps per round; rounds are added while a fixed torsion is far off.
     hold : float
         How strongly beads are kept where they were given, 0 to 1 per sweep.
+    contour : float
+        Phi and psi beyond this contour (see `mdbackmap.geometry.ramachandran`) are turned to it.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
+        contour: float = ramachandran.ALLOWED,
     ) -> None:  # fmt: skip
         self.sweeps, self.hold = sweeps, hold
         pairs, distance = _exact_pairs(constraints)
@@ -125,7 +126,7 @@ class Idealiser:
             np.concatenate([torsions, backbone.phi_psi[:, :4], backbone.phi_psi[:, 1:]])
         )
         self.kind = torch.from_numpy(backbone.kind)
-        self.way_back = torch.from_numpy(ramachandran.way_back(WELL_WITHIN))
+        self.way_back = torch.from_numpy(ramachandran.way_back(contour))
         count = np.bincount(pairs[:n_exact].ravel(), minlength=n_atoms)
         count += np.bincount(quads.ravel(), minlength=n_atoms)
         count += np.bincount(torsions.ravel(), minlength=n_atoms)
@@ -356,11 +357,13 @@ class BlockIdealiser:
     ----------
     block : int
         Atoms per block; a larger molecule is a block of its own.
+    **options
+        As of `Idealiser`.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
-        n_beads: int, backbone: Backbone, *, block: int = 12_000, **more,
+        n_beads: int, backbone: Backbone, *, block: int = 12_000, **options: float,
     ) -> None:  # fmt: skip
         cuts = _cuts(constraints.bonds, members, n_atoms, block)
         # Beads lie in the order of their atoms' molecules.
@@ -377,7 +380,7 @@ class BlockIdealiser:
                 slice(int(start), int(stop)), slice(first, last),
                 Idealiser(
                     terms[k], int(stop - start), members[own] - [first, start], weights[own],
-                    last - first, backbone.within(start, stop), **more,
+                    last - first, backbone.within(start, stop), **options,
                 ),
             ))  # fmt: skip
 
@@ -411,10 +414,12 @@ class BlockIdealiser:
         jump = positions[first] + vectors - positions[second]
         inside = (block == other) & (jump.abs().amax(1) < 0.1)
         across = ~inside
-        # Seen from either side.
+        # Seen from either side, and as far away as if the other had done its half already.
         point = torch.cat([first[across], second[across]])
-        still = torch.cat([positions[first[across]] + vectors[across],
-                           positions[second[across]] - vectors[across]])  # fmt: skip
+        gap = vectors[across]
+        length = gap.norm(dim=1).clamp(min=0.1)
+        gap = gap * (1 + 0.5 * (nearest[across] / length - 1).clamp(min=0))[:, None]
+        still = torch.cat([positions[first[across]] + gap, positions[second[across]] - gap])
         limit = nearest[across].repeat(2)
         side = torch.cat([block[across], other[across]])
         result = []

@@ -36,15 +36,15 @@ def lay_out(
     )
 
 
-def calibrated(backmapper: Backmapper, source: CGSource) -> Backmapper:
-    """Let a backmapper learn the bead bond lengths of a source."""
+def inspected(backmapper: Backmapper, source: CGSource) -> Backmapper:
+    """Let a backmapper look at some frames of a source."""
     frames, place = source.sample(), backmapper.system.bead_source
-    backmapper.calibrate([f.positions[place] for f in frames], [f.box for f in frames])
+    backmapper.inspect([f.positions[place] for f in frames], [f.box for f in frames])
     return backmapper
 
 
 def universe(
-    cg: mda.Universe, model: str | Path = "martini3", mapping: Mapping = "martini3",
+    cg: mda.Universe, model: str | Path | None = None, mapping: Mapping = "martini3",
     *, select: str | None = None, skip_unknown: bool = False, **options: Any,
 ) -> mda.Universe:  # fmt: skip
     """Return the all-atom Universe of a coarse-grained one.
@@ -55,8 +55,9 @@ def universe(
     Parameters
     ----------
     cg : MDAnalysis.Universe
-    model : str or Path
-        Name of a shipped model or a weights file.
+    model : str or Path, optional
+        Name of a shipped model or a weights file; by default the shipped model that knows the
+        beads.
     mapping : str, Path or sequence of them
         Shipped mappings by name, files and folders by path; later ones win.
     select : str, optional
@@ -81,7 +82,7 @@ def universe(
     """
     source = CGSource(independent(cg), select)
     system = lay_out(source, mapping, skip_unknown=skip_unknown)
-    backmapper = calibrated(Backmapper(system, model, Options(**options)), source)
+    backmapper = inspected(Backmapper(system, model, Options(**options)), source)
     return _all_atom(source.universe, source, system, backmapper=backmapper)
 
 
@@ -147,7 +148,7 @@ class Backmap(TransformationBase):
     """
 
     def __init__(
-        self, cg: mda.Universe | None = None, model: str | Path = "martini3",
+        self, cg: mda.Universe | None = None, model: str | Path | None = None,
         mapping: Mapping = "martini3", *, select: str | None = None, skip_unknown: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip
@@ -166,7 +167,7 @@ class Backmap(TransformationBase):
         # Looking at frames must not move, or undo changes to, the Universe of the user.
         source = CGSource(independent(cg), select)
         system = lay_out(source, mapping, skip_unknown=skip_unknown)
-        self.backmapper = calibrated(Backmapper(system, model, self.options), source)
+        self.backmapper = inspected(Backmapper(system, model, self.options), source)
         self.universe = _all_atom(cg, source, system, backmapper=self.backmapper, live=True)
 
     def __getstate__(self) -> dict:
@@ -184,7 +185,7 @@ class Backmap(TransformationBase):
             )
         if self.backmapper is None:
             self.backmapper = Backmapper(held.system, self.model, self.options)
-            self.backmapper.calibrate(held.beads, held.boxes)
+            self.backmapper.inspect(held.beads, held.boxes)
         elif self.backmapper.system is not held.system:
             raise StructureError("this Backmap fills another Universe already; make one for each")
         ts.fill_with(later(self.backmapper, ts.data["beads"], ts))

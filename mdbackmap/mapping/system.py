@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mdbackmap.errors import StructureError, UnknownBeadError, listing
+from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
 from mdbackmap.geometry.boxes import minimum_image
-from mdbackmap.geometry.calibration import bead_pairs, pair_names
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.ramachandran import kind_of
 from mdbackmap.mapping.library import Library, terminal_variant
@@ -160,7 +160,7 @@ class System:
         return [self.templates[t] for t in self.residue_template]
 
     def bead_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of beads that calibration looks at, and the name of each pair's kind."""
+        """Pairs of beads that are bonded, or nearly, and the name of each pair's kind."""
         pairs, inside = bead_pairs(self.atom_bead, self.atoms.bonds, self.bead_residue)
         keys = np.array(self.bead_keys)[self.bead_key]
         return pairs, pair_names(pairs, inside, keys, self.residue_names[self.bead_residue])

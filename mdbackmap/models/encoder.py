@@ -113,6 +113,15 @@ class Layer(nn.Module):
         self.cross = nn.Linear(v, v, bias=False)
         self.norm = nn.LayerNorm(c)
 
+    def offer(self, scalars: Tensor, *, compact: bool = False) -> Tensor:
+        """Return what beads send to neighbours, which depends on how the two are bonded.
+
+        Shape (n, relations, c + v); or, with ``compact``, (n, c + v) that is multiplied by the
+        relation later: slower, but a fifth of the memory.
+        """
+        sent = self.send(scalars)
+        return sent if compact else sent[:, None] * self.relation.weight
+
     def forward(
         self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor, radial: Tensor,
         unit: Tensor, relation: Tensor, sent: Tensor | None = None,
@@ -127,17 +136,16 @@ class Layer(nn.Module):
             The beads to update.
         index, relation : Tensor, shape=(n, k), int64
         radial : Tensor, shape=(n, r, k); unit : Tensor, shape=(n, k, 3)
-        sent : Tensor, shape=(n_all, c + v), optional
-            ``send(scalars)``, worked out once where a layer is run in chunks.
+        sent : Tensor, optional
+            What `offer` returned, worked out once where a layer is run in chunks.
         """
         n, k = index.shape
         r, c, v = self.r, self.c, self.v
         own_s, own_v = scalars[here], vectors[here]
-        # What a neighbour sends depends on how it is bonded to the receiver.
-        if sent is None:
-            table = self.send(scalars)[:, None] * self.relation.weight
+        sent = self.offer(scalars) if sent is None else sent
+        if sent.dim() == 3:
             flat = (index * len(self.relation.weight) + relation).reshape(-1)
-            sent = table.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
+            sent = sent.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
         else:
             sent = sent.index_select(0, index.reshape(-1)).view(n, k, c + v)
             sent = sent * self.relation(relation)

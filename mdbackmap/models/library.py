@@ -7,6 +7,8 @@ from pathlib import Path
 from mdbackmap.errors import ModelError
 
 SUFFIX = ".safetensors"
+DEFAULT_MODEL = "martini3"
+"""The model that is tried first."""
 
 
 def weights_root() -> Path:

@@ -9,16 +9,20 @@ chunk size, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mdbackmap.models.encoder import Encoder
 from mdbackmap.models.hierarchical import HierarchicalVectors
 
+MANY_BEADS = 50_000
+"""Beyond, features are sent in their compact form (100 MB otherwise)."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Chunk:
     """Neighbours of the beads ``start`` to ``stop``; shapes as in the encoder."""
 
@@ -28,6 +32,13 @@ class Chunk:
     vectors: Tensor
     relation: Tensor
     present: Tensor
+    _geometry: tuple[Tensor, Tensor] | None = None
+
+    def geometry(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
+        """Radial functions and unit vectors, worked out once for all layers."""
+        if self._geometry is None:
+            self._geometry = encoder.geometry(self.vectors, self.present)
+        return self._geometry
 
 
 def predict_in_chunks(
@@ -35,7 +46,7 @@ def predict_in_chunks(
     bead: Tensor,
     residue: Tensor,
     noise: Tensor,
-    chunks: Callable[[], Iterator[Chunk]],
+    chunks: Callable[[], Iterable[Chunk]],
     atom_bead: Tensor,
     atom_key: Tensor,
 ) -> Tensor:
@@ -44,7 +55,7 @@ def predict_in_chunks(
     Parameters
     ----------
     chunks : callable
-        Gives a fresh iterator over chunks that cover all beads in order.
+        Gives chunks that cover all beads in order, once for every layer.
     atom_bead, atom_key : Tensor, shape=(n_atoms,), int64
         Sorted by ``atom_bead``.
 
@@ -59,10 +70,10 @@ def predict_in_chunks(
         last = len(encoder.layers) - 1
         for depth, layer in enumerate(encoder.layers):
             new_scalars, new_vectors = torch.empty_like(scalars), torch.empty_like(vectors)
-            sent = layer.send(scalars)
+            sent = layer.offer(scalars, compact=len(scalars) > MANY_BEADS)
             for chunk in chunks():
                 here = torch.arange(chunk.start, chunk.stop, device=bead.device)
-                radial, unit = encoder.geometry(chunk.vectors, chunk.present)
+                radial, unit = chunk.geometry(encoder)
                 s, v = layer(
                     scalars, vectors, here, chunk.index, radial, unit, chunk.relation, sent
                 )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdbackmap.geometry.calibration import bead_pairs
+from mdbackmap.geometry.bead_bonds import bead_pairs
 from mdbackmap.graph.neighbours import find_pairs, pad, relations
 from mdbackmap.training.config import Noise
 from mdbackmap.training.dataset import Sample

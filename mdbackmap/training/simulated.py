@@ -23,7 +23,7 @@ from mdbackmap.mapping.system import System
 
 SPREAD = (0.1, 0.5)
 """Å per axis; the noise of one copy's beads is drawn between these."""
-SWEEPS, HOLD = 64, 0.1
+SWEEPS, HOLD, CONTOUR = 64, 0.1, 0.95
 """Of the idealisation that lets atoms follow their beads."""
 
 
@@ -31,7 +31,7 @@ SWEEPS, HOLD = 64, 0.1
 class BeadStatistics:
     """Mean and spread, Å, of the distance of bonded beads in simulations, by kind of pair.
 
-    Kinds are named as by `mdbackmap.geometry.calibration.pair_names`.
+    Kinds are named as by `mdbackmap.geometry.bead_bonds.pair_names`.
     """
 
     distances: dict[str, tuple[float, float]]
@@ -75,12 +75,10 @@ class Simulator:
         self.pairs, names = system.bead_pairs()
         known = [statistics.distances.get(name, (np.nan, np.nan)) for name in names.tolist()]
         self.mean, self.spread = np.array(known).reshape(-1, 2).T
-        self.names = names
-        # Across residues the distance tells the fold; it is shifted, not drawn anew.
         self.inside = system.bead_residue[self.pairs[:, 0]] == system.bead_residue[self.pairs[:, 1]]
         self.idealiser = BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            system.backbone, sweeps=SWEEPS, hold=HOLD,
+            system.backbone, sweeps=SWEEPS, hold=HOLD, contour=CONTOUR,
         )  # fmt: skip
         self.rules = ContactRules(system.constraints, system.atoms.elements)
         self.rate = 1.0 / np.maximum(np.bincount(self.pairs.ravel(), minlength=system.n_beads), 1)
@@ -108,13 +106,14 @@ class Simulator:
         return atoms.numpy().astype(np.float64), beads
 
     def _wanted(self, mapped: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Distances of the copy's pairs, Å."""
+        """Distances of the copy's pairs, Å.
+
+        Inside a residue they are drawn anew. Across residues they tell the fold (3.1 Å in a
+        helix, 3.6 in a strand), so that they only fluctuate.
+        """
         length = _lengths(mapped, self.pairs)
-        drawn = self.mean + self.spread * rng.normal(size=len(length))
-        kinds, code = np.unique(self.names, return_inverse=True)
-        own = np.bincount(code, length, len(kinds)) / np.maximum(np.bincount(code), 1)
-        shifted = length + (self.mean - own[code]) + 0.5 * self.spread * rng.normal(size=len(length))
-        wanted = np.where(self.inside, drawn, shifted)
+        chance = self.spread * rng.normal(size=len(length))
+        wanted = np.where(self.inside, self.mean + chance, length + 0.5 * chance)
         return np.where(np.isfinite(wanted), np.maximum(wanted, 1.0), length)
 
     def _bonded(self, beads: np.ndarray, wanted: np.ndarray, sweeps: int = 60) -> np.ndarray:

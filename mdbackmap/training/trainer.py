@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import ConfigError, ModelError, listing
-from mdbackmap.geometry.calibration import bead_pairs, pair_names
+from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
 from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
@@ -131,7 +131,7 @@ def bead_distances(
 ) -> dict[str, tuple[float, float]]:
     """Mean and spread of the distances of bonded beads over (up to ``most`` systems of) each set.
 
-    Calibration compares the beads of a trajectory with them.
+    The beads of a trajectory are compared with them.
     """
     found: dict[str, list[np.ndarray]] = {}
     keys, names = np.array(vocabulary.beads), np.array(vocabulary.residues)
@@ -206,7 +206,8 @@ class Trainer:
         self.optimizer = Optimizer(self.network, config.learning_rate)
         self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
         self.output = Path(config.output)
-        self.distances = bead_distances(self.sources, self.vocabulary)
+        mapped = [source for source in self.sources if not source.simulated]
+        self.distances = bead_distances(mapped, self.vocabulary)
 
     def _held_out(self, option: str, paths: list[Path]) -> dict[str, HeldOut]:
         """Systems to evaluate by the name of their file; says which cannot be."""

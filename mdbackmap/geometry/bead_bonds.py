@@ -1,10 +1,7 @@
-"""Moving beads so that their bonds have the lengths that mapped structures have.
+"""Distances of bonded beads: what tells a force field's beads from those of mapped structures.
 
 A force field's equilibrium bond lengths are not the distances of mapped centres: Martini 3 puts
-the ring beads of PHE 3.4 Å apart where the mapped centres are 2.4 Å apart. A network trained on
-mapped structures would tear such residues. The mean length of every kind of bead bond over the
-trajectory is compared with its mean over mapped structures; a difference beyond chance is a
-property of the force field and is taken out, fluctuations stay.
+the ring beads of PHE 3.4 Å apart where the mapped centres are 2.4 Å apart.
 """
 
 from __future__ import annotations
@@ -13,46 +10,7 @@ import numpy as np
 from scipy import sparse
 
 SIGNIFICANT = 3.0
-"""Standard errors a difference must exceed; mapped structures then stay as they are."""
-
-
-class BeadCalibration:
-    """Shifts bead-bead distances by a constant per kind of pair.
-
-    Parameters
-    ----------
-    pairs : ndarray, shape=(m, 2), int64
-    change : ndarray, shape=(m,), Å
-        To be added to each pair's distance.
-    mobility : ndarray, shape=(n_beads,)
-        How readily a bead moves; backbone beads, which hold chains together, hardly do.
-    """
-
-    def __init__(self, pairs: np.ndarray, change: np.ndarray, mobility: np.ndarray) -> None:
-        self.active = bool(len(pairs)) and bool(np.any(change))
-        share = mobility[pairs]
-        self.pairs, self.change = pairs, change
-        self.share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-9)
-        count = np.bincount(pairs.ravel(), minlength=len(mobility))
-        self.rate = 1.0 / np.maximum(count, 1.0) ** 0.7
-
-    def __call__(self, beads: np.ndarray, sweeps: int = 24) -> np.ndarray:
-        """Return moved beads, shape (n_beads, 3), Å; molecules must be whole."""
-        if not self.active:
-            return beads
-        first, second = self.pairs.T
-        gap = beads[second] - beads[first]
-        target = np.maximum(np.linalg.norm(gap, axis=1) + self.change, 0.8)
-        moved, n = beads.astype(np.float64), len(beads)
-        for _ in range(sweeps):
-            gap = moved[second] - moved[first]
-            length = np.maximum(np.linalg.norm(gap, axis=1), 1e-3)
-            push = gap * ((length - target) / length)[:, None]
-            for axis in range(3):
-                step = np.bincount(first, push[:, axis] * self.share[:, 0], minlength=n)
-                step -= np.bincount(second, push[:, axis] * self.share[:, 1], minlength=n)
-                moved[:, axis] += step * self.rate
-        return moved.astype(beads.dtype)
+"""Standard errors a difference of means must exceed to be no chance."""
 
 
 def bead_pairs(
@@ -120,18 +78,17 @@ def lengths_by_kind(
     return np.bincount(kind, length, minlength=n_kinds), np.bincount(kind, minlength=n_kinds)
 
 
-def changes(
+def unlike(
     mean: np.ndarray, count: np.ndarray, mapped_mean: np.ndarray, mapped_spread: np.ndarray
 ) -> np.ndarray:
-    """Return what to add to each kind's distance, Å; 0 where the difference may be chance.
+    """Return whether each kind's mean length is unlike that of mapped structures beyond chance.
 
     Parameters
     ----------
     mean, count : ndarray, shape=(k,)
-        Observed mean length and number of pairs it is over.
+        Observed mean length, Å, and number of pairs it is over.
     mapped_mean, mapped_spread : ndarray, shape=(k,)
-        Over mapped structures; NaN where unknown.
+        Over mapped structures; NaN where unknown, and then False.
     """
     error = SIGNIFICANT * mapped_spread / np.sqrt(np.maximum(count, 1)) + 0.02
-    change = mapped_mean - mean
-    return np.where((count > 0) & (np.abs(change) > error), change, 0.0)
+    return (count > 0) & (np.abs(mapped_mean - mean) > error)

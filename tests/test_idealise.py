@@ -1,0 +1,505 @@
+"""The idealiser on sound and spoilt structures, alone, in blocks, and among neighbours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from mdbackmap.geometry import idealise, ramachandran
+from mdbackmap.geometry.constraints import Backbone, Constraints
+from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
+from mdbackmap.geometry.idealise import BlockIdealiser, Idealiser, Pairs
+from mdbackmap.graph.neighbours import close_pairs
+from mdbackmap.mapping.system import System
+from mdbackmap.validation import Checker, measures
+from scipy.spatial.transform import Rotation
+
+
+def parts(system: System) -> tuple:
+    """What both kinds of idealiser are made from."""
+    return (system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
+            system.backbone)  # fmt: skip
+
+
+def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(a.astype(np.float32)) for a in arrays]
+
+
+def mend(system: System, positions: np.ndarray, beads: np.ndarray, **options) -> np.ndarray:
+    mender = Idealiser(*parts(system), **options)
+    return mender(*tensors(positions, beads)).numpy().astype(np.float64)
+
+
+def faults(system: System, positions: np.ndarray) -> dict[str, int]:
+    """What is wrong, but for contacts and backbone angles, which idealisation does not see to."""
+    skipped = ("overlaps", "clashes", "ramachandran")
+    counts = Checker(system)(positions).counts
+    return {term: c.wrong for term, c in counts.items() if c.wrong and term not in skipped}
+
+
+def rms(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.sqrt(((first - second) ** 2).sum(1).mean()))
+
+
+def about(points: np.ndarray, start: np.ndarray, stop: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate points about the axis from start to stop (Rodrigues)."""
+    axis, angle = (stop - start) / np.linalg.norm(stop - start), np.radians(degrees)
+    v = points - start
+    along = (v @ axis)[:, None] * axis
+    return start + along + (v - along) * np.cos(angle) + np.cross(axis, v) * np.sin(angle)
+
+
+def turned(system: System, positions: np.ndarray, start: int, stop: int, degrees: float):
+    """Positions with all beyond the bond start-stop rotated about it."""
+    tail, spoilt = beyond(system, start, stop), positions.copy()
+    spoilt[tail] = about(positions[tail], positions[start], positions[stop], degrees)
+    return spoilt
+
+
+def atoms(system: System, *names: str) -> list[int]:
+    """The first atom of each name."""
+    return [int(np.flatnonzero(system.atoms.names == name)[0]) for name in names]
+
+
+def beyond(system: System, start: int, stop: int) -> list[int]:
+    """Atoms on the side of ``stop`` of the bond start-stop."""
+    bonds, reached, front = system.constraints.bonds, {start, stop}, [stop]
+    while front:
+        touching = bonds[(bonds == front.pop()).any(axis=1)]
+        front += list(set(touching.ravel().tolist()) - reached)
+        reached |= set(front)
+    return sorted(reached - {start})
+
+
+@pytest.mark.parametrize("name", ["peptide", "lipid"])
+def test_a_sound_structure_is_left_alone(name, request):
+    system, positions = request.getfixturevalue(name)
+    result = mend(system, positions, system.map_positions(positions))
+    assert rms(result, positions) < 0.05
+    assert faults(system, result) == {}
+
+
+@pytest.mark.parametrize("name", ["peptide", "lipid"])
+def test_noise_is_taken_out_and_beads_are_kept(name, request):
+    system, positions = request.getfixturevalue(name)
+    beads, rng = system.map_positions(positions), np.random.default_rng(4)
+    for _ in range(10):
+        noisy = positions + rng.normal(0, 0.3, positions.shape)
+        before, result = faults(system, noisy), mend(system, noisy, beads)
+        assert before["bonds"] > len(system.constraints.bonds) / 2
+        assert faults(system, result) == {}
+        shift = np.linalg.norm(system.map_positions(result) - beads, axis=1)
+        assert np.median(shift) < 0.05
+        assert shift.max() < 0.25
+
+
+def test_a_mirror_image_is_turned_to_the_right_hand(peptide):
+    system, positions = peptide
+    mirrored = positions * [-1, 1, 1]
+    assert faults(system, mirrored)["d_residues"] == 11
+    result = faults(system, mend(system, mirrored, system.map_positions(mirrored)))
+    assert "d_residues" not in result
+    assert "stereocentres" not in result
+    assert "prochiral" not in result
+
+
+def test_a_mirrored_stereocentre_is_turned_and_the_rest_stays(lipid):
+    system, positions = lipid
+    centre, *around = atoms(system, "C2", "C1", "O21", "C3")
+    a, b, c = positions[around]
+    normal = np.cross(b - a, c - a) / np.linalg.norm(np.cross(b - a, c - a))
+    spoilt = positions.copy()
+    spoilt[centre] -= 2 * ((spoilt[centre] - a) @ normal) * normal
+    assert faults(system, spoilt)["stereocentres"] == 1
+    result = mend(system, spoilt, system.map_positions(positions))
+    assert faults(system, result) == {}
+    assert rms(result, positions) < 0.2
+
+
+@pytest.mark.parametrize("degrees", [120.0, 150.0, 180.0, -150.0])
+@pytest.mark.parametrize("bond", [("C29", "C210"), ("O21", "C21"), ("O31", "C31")])
+def test_double_bonds_and_esters_on_the_wrong_side_are_put_right(lipid, bond, degrees):
+    system, positions = lipid
+    spoilt = turned(system, positions, *atoms(system, *bond), degrees)
+    assert faults(system, spoilt)["double_bonds"] == 1
+    # Once as if the beads said so, and once where they contradict it.
+    for beads in (system.map_positions(spoilt), system.map_positions(positions)):
+        assert "double_bonds" not in faults(system, mend(system, spoilt, beads))
+
+
+@pytest.mark.parametrize("inner", ["C29", "C210"])
+def test_a_trans_double_bond_between_fixed_ends_comes_back_cis(lipid, inner):
+    system, positions = lipid
+    first, last, moved = atoms(system, "C28", "C211", inner)
+    axis = positions[last] - positions[first]
+    axis /= np.linalg.norm(axis)
+    spoilt = positions.copy()
+    arm = spoilt[moved] - spoilt[first]
+    spoilt[moved] -= 2 * (arm - (arm @ axis) * axis)
+    assert faults(system, spoilt)["double_bonds"] == 1
+    result = mend(system, spoilt, system.map_positions(positions))
+    assert faults(system, result) == {}
+
+
+@pytest.mark.parametrize("twist", [60.0, 110.0, 180.0])
+def test_peptides_are_made_trans_unless_they_may_be_cis(peptide, twist):
+    system, positions = peptide
+    spoilt = turned(system, positions, *system.omegas[5, 1:3], twist)
+    beads = system.map_positions(spoilt)
+    result = faults(system, mend(system, spoilt, beads))
+    assert not {"cis_peptides", "twisted_peptides"} & set(result)
+
+    system = dataclasses.replace(system, omega_may_be_cis=np.arange(len(system.omegas)) == 5)
+    omega = measures.torsions(mend(system, spoilt, beads), system.omegas)
+    assert abs(omega[5]) == pytest.approx(0.0 if twist > 90 else 180.0, abs=30)
+
+
+@pytest.mark.parametrize("start", [180.0, 0.0])
+def test_peptides_settled_to_be_cis_become_cis_whatever_is_predicted(peptide, start):
+    system, positions = peptide
+    which = np.arange(len(system.omegas)) == 5
+    twist = 0.0 if start else 180.0
+    spoilt = turned(system, positions, *system.omegas[5, 1:3], twist)
+    beads = system.map_positions(turned(system, positions, *system.omegas[5, 1:3], 180.0))
+    for cis in (True, False):
+        settled = dataclasses.replace(
+            system.backbone, cis=which & cis, may_be_cis=np.zeros_like(which)
+        )
+        mender = Idealiser(*parts(system)[:-1], settled)
+        omega = measures.torsions(mender(*tensors(spoilt, beads)).numpy(), system.omegas)
+        assert abs(omega[5]) == pytest.approx(0.0 if cis else 180.0, abs=30)
+        assert np.abs(omega[~which]).min() > 150
+
+
+@pytest.mark.parametrize("which", [3, 5, 8])
+def test_more_rounds_are_taken_where_one_makes_no_peptide_trans(peptide, which, monkeypatch):
+    system, positions = peptide
+    spoilt = turned(system, positions, *system.omegas[which, 1:3], 180.0)
+    results = []
+    for rounds in (idealise.ROUNDS, 1):
+        monkeypatch.setattr(idealise, "ROUNDS", rounds)
+        results.append([mend(system, p, system.map_positions(p)) for p in (spoilt, positions)])
+    (mended, sound), (once, sound_once) = results
+    assert "twisted_peptides" in faults(system, once)
+    assert not {"twisted_peptides", "cis_peptides"} & set(faults(system, mended))
+    assert np.array_equal(sound, sound_once), "one round is enough"
+
+
+# Backbone angles
+
+
+WITHIN = 0.95
+"""A contour well within what is allowed."""
+
+
+def shares(system: System, positions: np.ndarray) -> np.ndarray:
+    """Where every residue lies in the Ramachandran plot, from 0, crowded, to 1, empty."""
+    rows = system.backbone.phi_psi
+    return ramachandran.percentile(
+        measures.torsions(positions, rows[:, :4]), measures.torsions(positions, rows[:, 1:]),
+        system.backbone.kind,
+    )  # fmt: skip
+
+
+def with_bad(system: System, positions: np.ndarray, row: int, angle: str, degrees: float):
+    """Positions with phi or psi of one residue turned."""
+    nitrogen, alpha, carbon = system.backbone.phi_psi[row, 1:4]
+    axis = (nitrogen, alpha) if angle == "phi" else (alpha, carbon)
+    return turned(system, positions, *axis, degrees)
+
+
+@pytest.mark.parametrize(
+    ("row", "angle", "degrees"),
+    [(0, "phi", 90), (1, "phi", 90), (1, "phi", -90), (2, "phi", -90), (3, "phi", -90),
+     (4, "phi", 90), (4, "phi", -90), (7, "phi", -90), (9, "phi", 90), (1, "psi", 90),
+     (6, "psi", -90)],
+)  # fmt: skip
+def test_backbone_angles_no_protein_has_are_turned_back(peptide, row, angle, degrees):
+    system, positions = peptide
+    spoilt = with_bad(system, positions, row, angle, degrees)
+    assert shares(system, spoilt)[row] > 0.999
+    # As if the beads said so.
+    beads = system.map_positions(spoilt)
+    result = mend(system, spoilt, beads, contour=WITHIN)
+    assert shares(system, result).max() < ramachandran.ALLOWED
+    assert not {"bonds", "d_residues", "cis_peptides"} & set(faults(system, result))
+    # By default no further than to the edge of what is allowed.
+    little = shares(system, mend(system, spoilt, beads))
+    assert shares(system, result)[row] < little[row] < shares(system, spoilt)[row]
+
+
+def test_few_of_many_backbone_angles_stay_where_no_protein_has_them(peptide):
+    system, positions = peptide
+    before = after = 0
+    for row in range(len(system.backbone.kind)):
+        for angle in ("phi", "psi"):
+            for degrees in (90, 150, -90):
+                spoilt = with_bad(system, positions, row, angle, degrees)
+                result = mend(system, spoilt, system.map_positions(spoilt), contour=WITHIN)
+                before += (shares(system, spoilt) > ramachandran.ALLOWED).sum()
+                after += (shares(system, result) > ramachandran.ALLOWED).sum()
+    assert before > 20
+    assert after < 0.2 * before
+
+
+def test_backbone_angles_that_proteins_have_are_not_touched(crowd):
+    system, positions = crowd
+    beads = system.map_positions(positions)
+    assert shares(system, positions).max() < WITHIN
+    without = dataclasses.replace(
+        system.backbone, phi_psi=system.backbone.phi_psi[:0], kind=system.backbone.kind[:0]
+    )
+    free = Idealiser(*parts(system)[:-1], without)(*tensors(positions, beads)).numpy()
+    assert mend(system, positions, beads, contour=WITHIN) == pytest.approx(free, abs=1e-4)
+    # The trouble of one chain is none of another's.
+    spoilt = with_bad(system, positions, 1, "phi", 90)
+    result = mend(system, spoilt, system.map_positions(spoilt), contour=WITHIN)
+    other = system.atoms.residue > 11
+    assert result[other] == pytest.approx(free[other], abs=1e-4)
+    assert not np.allclose(result[~other], free[~other], atol=0.5)
+
+
+def test_a_part_of_a_backbone_counts_from_its_start(crowd):
+    system, _ = crowd
+    residue = system.atoms.residue
+    whole = dataclasses.replace(system.backbone, kind=np.arange(20))
+    start, stop = np.flatnonzero((residue >= 13) & (residue <= 24))[[0, -1]] + [0, 1]
+    omega, row = residue[whole.omegas[:, 0]], residue[whole.phi_psi[:, 2]]
+    marked = dataclasses.replace(whole, cis=omega == 14, may_be_cis=omega == 15)
+    second = marked.within(start, stop)
+    assert np.array_equal(second.omegas + start, whole.omegas[omega >= 13])
+    assert np.array_equal(second.phi_psi + start, whole.phi_psi[row >= 13])
+    assert np.array_equal(second.kind, whole.kind[row >= 13])
+    assert (len(second.omegas), len(second.kind)) == (11, 10)
+    for found, number in ((second.cis, 14), (second.may_be_cis, 15)):
+        assert residue[second.omegas[found, 0] + start].tolist() == [number]
+    nothing = whole.within(stop, system.n_atoms)
+    assert [len(column) for column in vars(nothing).values()] == [0] * 5
+
+
+@pytest.mark.parametrize("name", ["peptide", "lipid"])
+def test_no_noise_makes_a_right_hand_left(name, request):
+    system, positions = request.getfixturevalue(name)
+    beads, rng = system.map_positions(positions), np.random.default_rng(5)
+    inverted = 0
+    for _ in range(20):
+        noisy = positions + rng.normal(0, 0.7, positions.shape)
+        inverted += faults(system, noisy).get("stereocentres", 0)
+        result = faults(system, mend(system, noisy, beads))
+        assert not {"stereocentres", "d_residues", "double_bonds", "planar"} & set(result)
+    assert inverted > 0
+
+
+def test_idealising_turns_and_moves_with_its_input(peptide):
+    system, positions = peptide
+    noisy = positions + np.random.default_rng(1).normal(0, 0.3, positions.shape)
+    beads, move = system.map_positions(positions), np.array([3.0, -20, 11])
+    turn = Rotation.random(None, 0).as_matrix()
+    one = mend(system, noisy, beads) @ turn.T + move
+    other = mend(system, noisy @ turn.T + move, beads @ turn.T + move)
+    assert other == pytest.approx(one, abs=2e-3)
+
+
+def test_idealising_is_deterministic_and_leaves_its_input_alone(peptide):
+    system, positions = peptide
+    start = torch.from_numpy(positions.astype(np.float32)) + 0.1
+    copy, beads = start.clone(), torch.from_numpy(system.map_positions(positions)).float()
+    mender = Idealiser(*parts(system))
+    results = [mender(start.requires_grad_(), beads) for _ in range(3)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(start, copy)
+    assert not results[0].requires_grad
+
+
+@pytest.mark.parametrize("place", ["one point", "far away"])
+def test_hopeless_input_stays_finite(peptide, place):
+    system, positions = peptide
+    start = np.zeros_like(positions) if place == "one point" else positions * 1e4
+    assert np.isfinite(mend(system, start, system.map_positions(positions))).all()
+
+
+def test_no_constraints_at_all_only_keep_the_beads():
+    none = Constraints.none()
+    members = np.array([[0, 0], [0, 1], [1, 2]])
+    mender = Idealiser(none, 3, members, np.array([0.5, 0.5, 1.0]), 2, Backbone.none())
+    beads = torch.tensor([[0.0, 0, 0], [5, 0, 0]])
+    start = torch.tensor([[1.0, 0, 0], [2, 0, 0], [5, 1, 0]])
+    result = mender(start, beads)
+    assert result[0] - result[1] == pytest.approx(start[0] - start[1], abs=1e-5)
+    assert (result[:2].mean(0) - beads[0]).norm() < 0.2
+    assert (result[2] - beads[1]).norm() < 0.2
+
+
+def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
+    pair = dataclasses.replace(
+        Constraints.none(), bonds=np.array([[0, 1]]), bond_length=np.array([1.5]),
+        bond_order=np.ones(1),
+    )  # fmt: skip
+    mender = Idealiser(pair, 2, np.array([[0, 0], [0, 1]]), np.full(2, 0.5), 1, Backbone.none())
+    result = mender(torch.tensor([[0.0, 0, 0], [2.5, 0, 0]]), torch.tensor([[1.25, 0, 0]]))
+    assert (result[1] - result[0]).norm() == pytest.approx(1.5, abs=1e-3)
+    assert result.mean(0) == pytest.approx([1.25, 0, 0], abs=1e-3)
+
+
+# Contacts
+
+
+def loose(n: int) -> Idealiser:
+    """Atoms that nothing holds but one bead each."""
+    members = np.column_stack([np.arange(n)] * 2)
+    return Idealiser(Constraints.none(), n, members, np.ones(n), n, Backbone.none(), hold=0.0)
+
+
+def pair(first: int, second: int, nearest: float) -> Pairs:
+    return Pairs(torch.tensor([first]), torch.tensor([second]), torch.tensor([nearest]),
+                 torch.tensor([torch.inf]))  # fmt: skip
+
+
+def test_atoms_too_close_are_pushed_apart_and_others_left():
+    start = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0, 5]])
+    result = loose(3)(start, start, pair(0, 1, 2.9))
+    assert (result[1] - result[0]).norm() == pytest.approx(2.9, abs=1e-3)
+    assert result[:2].mean(0) == pytest.approx(start[:2].mean(0), abs=1e-4)
+    assert torch.equal(result[2], start[2])
+    far = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 0, 5]])
+    assert torch.equal(loose(3)(far, far, pair(0, 1, 2.9)), far)
+
+
+def test_points_that_stand_still_push_and_are_not_part_of_the_answer():
+    start = torch.tensor([[0.0, 0, 0], [9, 0, 0]])
+    still = torch.tensor([[0.0, 1, 0], [9, 0, 4]])
+    result = loose(2)(start, start, pair(0, 2, 2.6), still)
+    assert result.shape == (2, 3)
+    # Momentum may carry it a little further than it must go.
+    assert result[0, [0, 2]].tolist() == [0, 0]
+    assert 2.6 - 1e-3 < 1 - result[0, 1] < 2.9
+    assert torch.equal(result[1], start[1])
+    assert torch.equal(still, torch.tensor([[0.0, 1, 0], [9, 0, 4]]))
+
+
+def contacts(system: System, positions: np.ndarray, box: np.ndarray | None = None) -> Contacts:
+    rules = ContactRules(system.constraints, system.atoms.elements)
+    return rules(*close_pairs(positions, box, REACH))
+
+
+def blocks(system: System, block: int, positions: np.ndarray, box=None, **more) -> np.ndarray:
+    """Idealise in blocks, with the contacts of the given positions."""
+    work = BlockIdealiser(*parts(system), block=block, **more)
+    arrays = tensors(positions, system.map_positions(positions))
+    return work(*arrays, contacts(system, positions, box)).numpy().astype(np.float64)
+
+
+def closest(system: System, positions: np.ndarray, box: np.ndarray | None = None) -> float:
+    """Distance of the closest two atoms that are not bonded to one another, Å."""
+    return float(np.linalg.norm(contacts(system, positions, box).vectors, axis=1).min())
+
+
+BOX = np.array([[150.0, 0, 0], [20, 160, 0], [-15, 25, 170]])
+SECOND, FOURTH = 12, 25
+"""Residues of ``crowd`` that are lipids."""
+
+
+def overlapping(crowd, image: tuple[int, int, int] = (0, 0, 0)) -> tuple[System, np.ndarray]:
+    """A crowd whose second lipid lies in an image of the first, 3.5 Å beside it."""
+    system, positions = crowd
+    one, other = (system.atoms.residue == k for k in (SECOND, FOURTH))
+    moved = positions.copy()
+    moved[other] = positions[one] + [2.5, 2.5, 0] + np.array(image) @ BOX
+    return system, moved
+
+
+@pytest.mark.parametrize("image", [(0, 0, 0), (1, 0, 0), (-1, 1, 2)])
+@pytest.mark.parametrize("block", [1, 1000])
+def test_molecules_that_overlap_are_pushed_apart_and_stay_sound(crowd, block, image):
+    system, positions = overlapping(crowd, image)
+    assert closest(system, positions, BOX) < 1.2
+    result = blocks(system, block, positions, BOX)
+    assert closest(system, result, BOX) > 2.4
+    assert set(faults(system, result)) <= {"angles"}
+    assert np.linalg.norm(result - positions, axis=1).max() < 2.5
+    # Nobody told: nothing is done about it.
+    alone = BlockIdealiser(*parts(system), block=block)
+    arrays = tensors(positions, system.map_positions(positions))
+    assert closest(system, alone(*arrays).numpy(), BOX) < 1.5
+
+
+def test_a_molecule_is_pushed_by_an_image_of_itself(lipid):
+    system, positions = lipid
+    box = np.diag([8.0, 90, 90])
+    assert closest(system, positions, box) < 2.4
+    result = blocks(system, 1000, positions, box)
+    assert closest(system, result, box) > closest(system, positions, box) + 0.2
+    assert "bonds" not in faults(system, result)
+
+
+def test_it_is_all_one_whether_the_next_block_or_an_image_is_in_the_way(crowd):
+    system, positions = overlapping(crowd)
+    beside = blocks(system, 1, positions)
+    _, far = overlapping(crowd, (1, -1, 1))
+    shift = far - positions
+    assert np.abs(shift).max() > 100
+    for block in (1, 1000):
+        assert blocks(system, block, far, BOX) - shift == pytest.approx(beside, abs=2e-3)
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("block", [1, 60, 100, 150, 240])
+@pytest.mark.parametrize("near", [True, False])
+def test_blocks_of_any_size_give_the_same_answer(crowd, block, near):
+    system, positions = crowd
+    noisy = positions + np.random.default_rng(2).normal(0, 0.3, positions.shape)
+    work = BlockIdealiser(*parts(system), block=block)
+    assert len(work.blocks) > 1
+    arrays = tensors(noisy, system.map_positions(positions))
+    given = contacts(system, noisy) if near else None
+    whole = Idealiser(*parts(system))(
+        *arrays, given and Pairs(*map(torch.from_numpy, (given.first, given.second, given.nearest)),
+                                 torch.full((len(given.first),), torch.inf))
+    )  # fmt: skip
+    assert work(*arrays, given).numpy() == pytest.approx(whole.numpy(), abs=1e-4)
+    one = BlockIdealiser(*parts(system))
+    assert len(one.blocks) == 1
+    assert torch.equal(one(*arrays, given), whole)
+
+
+def test_a_block_that_needs_more_rounds_leaves_the_others_as_they_are(crowd):
+    system, positions = crowd
+    (which,) = np.flatnonzero(system.atoms.residue[system.omegas[:, 0]] == 5)
+    spoilt = turned(system, positions, *system.omegas[which, 1:3], 180.0)
+    work = BlockIdealiser(*parts(system), block=1)
+    sound, mended = (
+        work(*tensors(p, system.map_positions(p))).numpy() for p in (positions, spoilt)
+    )
+    other = system.atoms.residue > 11
+    assert np.array_equal(sound[other], mended[other])
+    assert "cis_peptides" not in faults(system, mended)
+
+
+@pytest.mark.parametrize(("name", "block"), [("insulin", 1), ("membrane", 500), ("membrane", 1)])
+def test_nothing_is_lost_between_blocks(name, block, request):
+    system = request.getfixturevalue(f"{name}_system")
+    work = BlockIdealiser(*parts(system), block=block)
+    if name == "insulin":
+        assert len(work.blocks) == 1, "the chains are bridged"
+    atoms = [rows for rows, _, _ in work.blocks]
+    beads = [rows for _, rows, _ in work.blocks]
+    for slices, n in ((atoms, system.n_atoms), (beads, system.n_beads)):
+        assert [s.start for s in slices] == [0, *(s.stop for s in slices[:-1])]
+        assert slices[-1].stop == n
+    molecules = system.bead_molecule.max() + 1
+    assert len(work.blocks) <= molecules
+    if block == 1:
+        assert len(work.blocks) == molecules
+    else:
+        assert all(abs(s.stop - s.start - block) < 60 for s in atoms[:-1])
+    whole = Idealiser(*parts(system))
+    for column in ("centres", "turning", "member", "torsion", "kind"):
+        assert sum(len(getattr(w, column)) for _, _, w in work.blocks) == len(
+            getattr(whole, column)
+        ), column
+    assert sum(len(w.pairs.first) for _, _, w in work.blocks) == len(whole.pairs.first)
