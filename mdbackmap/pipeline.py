@@ -40,9 +40,9 @@ FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide before proline is cis where the mean cosine over so many frames exceeds this."""
 WELL_WITHIN = 0.95
 """Contour of the Ramachandran plot for backbones from simulated beads, which say little of them."""
-UNLIKE = 0.3
+UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
-mapped structures reach 0.1, simulations start at 0.6."""
+mapped structures reach 0.27, single frames of simulations start at 0.54."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6

@@ -255,13 +255,24 @@ def test_equivalent_ends_have_no_wrong_side():
     assert check(system, points).counts["double_bonds"].of == 0
 
 
+def test_a_ring_hardly_bent(peptide):
+    ring = [peptide.atom(4, name) for name in ("CG", "CD1", "CD2", "CE1", "CE2", "CZ")]
+    x = peptide.positions.copy()
+    assert wrong(peptide.check(x)) == {}
+    normal = np.cross(x[ring[1]] - x[ring[0]], x[ring[2]] - x[ring[0]])
+    x[ring[-1]] += 0.2 * normal / np.linalg.norm(normal)
+    report = peptide.check(x)
+    assert wrong(report) == {"flat_rings": 1}
+    assert set(report.offenders["flat_rings"][0]) == set(ring)
+
+
 def test_an_atom_out_of_its_plane(peptide):
     ring = [peptide.atom(4, name) for name in ("CG", "CD1", "CD2", "CE1", "CE2", "CZ")]
     x = peptide.positions.copy()
     normal = np.cross(x[ring[1]] - x[ring[0]], x[ring[2]] - x[ring[0]])
     x[ring[-1]] += 0.5 * normal / np.linalg.norm(normal)
     report = peptide.check(x)
-    assert set(wrong(report)) == {"planar"}
+    assert set(wrong(report)) == {"planar", "flat_rings"}
     assert report.planarity_max == pytest.approx(0.85, abs=0.05)
 
 
