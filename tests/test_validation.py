@@ -262,7 +262,7 @@ def test_a_ring_hardly_bent(peptide):
     normal = np.cross(x[ring[1]] - x[ring[0]], x[ring[2]] - x[ring[0]])
     x[ring[-1]] += 0.2 * normal / np.linalg.norm(normal)
     report = peptide.check(x)
-    assert wrong(report) == {"flat_rings": 1}
+    assert report.counts["flat_rings"].wrong == 1
     assert set(report.offenders["flat_rings"][0]) == set(ring)
 
 
