@@ -39,5 +39,35 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.memory
 
+# Weights, each by one command: `make weights/martini3 DATA=folder`; see docs/training.md.
+DATA ?= data
+WORK ?= training
+PREPARE = mkdir -p $(WORK) && $(BIN)/mdbackmap prepare
+PROTEINS = $(DATA)/proteins/train.tar.xz --exclude mdbackmap/weights/rosetta.txt
+LIKE = $(foreach run,$(wildcard $(DATA)/cg/*/traj.xtc),--like $(run))
+NAMES = $(shell cut -f1 $(DATA)/ligands/beads.tsv | sort -u)
+MOLECULES = $(foreach name,$(NAMES),$(if $(wildcard $(DATA)/ligands/train/$(name).xtc),\
+	$(DATA)/ligands/$(name).pdb $(DATA)/ligands/train/$(name).xtc))
+
+$(WORK)/proteins.npz: ; $(PREPARE) $(PROTEINS) -o $@
+$(WORK)/proteins_validation.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz -o $@
+$(WORK)/proteins_simulated.npz: ; $(PREPARE) $(PROTEINS) $(LIKE) -o $@
+$(WORK)/proteins_validation_simulated.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz $(LIKE) -o $@
+$(WORK)/lipids.npz: ; $(PREPARE) $(DATA)/lipids/train/* -o $@
+$(WORK)/lipids_simulated.npz: ; $(PREPARE) $(DATA)/lipids/train/* $(LIKE) -o $@
+$(WORK)/molecules.npz: ; $(PREPARE) $(MOLECULES) --stride 2 -o $@
+$(WORK)/proteins_%.npz: ; $(PREPARE) $(PROTEINS) --mapping $* --max-residues 900 -o $@
+$(WORK)/proteins_validation_%.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz --mapping $* -o $@
+
+MAPPED = $(addprefix $(WORK)/,proteins.npz proteins_validation.npz lipids.npz molecules.npz)
+weights/martini3-mapped: $(MAPPED)
+weights/martini3: $(MAPPED) $(addprefix $(WORK)/,proteins_simulated.npz \
+	proteins_validation_simulated.npz lipids_simulated.npz)
+weights/ca weights/bb-on-ca: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
+weights/%: $(VENV)/installed
+	cp mdbackmap/weights/$*.yaml $(WORK)/
+	$(BIN)/mdbackmap train $(WORK)/$*.yaml
+	cp $(WORK)/$*/best.safetensors mdbackmap/weights/$*.safetensors
+
 clean:
 	rm -rf $(VENV) $(DEMO) build dist

@@ -38,8 +38,9 @@ FEW_BEADS = 20_000
 """Up to so many, the neighbours of all chunks are kept from layer to layer (60 MB)."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide before proline is cis where the mean cosine over so many frames exceeds this."""
-WELL_WITHIN = 0.95
-"""Contour of the Ramachandran plot for backbones from simulated beads, which say little of them."""
+IDEALISE_MAPPED = {"hold": 0.1, "contour": ALLOWED}
+IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
+"""Simulated beads are where chemistry cannot follow, and say little of phi and psi."""
 UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
 mapped structures reach 0.27, single frames of simulations start at 0.54."""
@@ -115,7 +116,7 @@ class Backmapper:
         system = self.system
         return BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            self.backbone, contour=ALLOWED if self.noise == 0.0 else WELL_WITHIN,
+            self.backbone, **(IDEALISE_MAPPED if self.noise == 0.0 else IDEALISE_SIMULATED),
         )  # fmt: skip
 
     def _use(self, model: str | Path | Checkpoint) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @click.option("--max-residues", default=0, help="Leave larger structures out (0: none).")
 @click.option("--stride", default=1, show_default=True, help="Use every n-th frame.")
 @click.option("--residue", default=None, help="Residue name of files whose own says nothing.")
-@click.option("--exclude", multiple=True, help="Names of structures to leave out.")
+@click.option("--exclude", multiple=True, metavar="NAME|FILE",
+              help="Structure to leave out, or a file that lists them; repeatable.")  # fmt: skip
 @click.option("--like", multiple=True, type=click.Path(exists=True, dir_okay=False),
               help="Coarse-grained trajectory; beads are moved to lie as there.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the moved beads.")
@@ -47,6 +48,7 @@ def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, lik
     library = Library.load(mapping)
     statistics = _statistics(like, library) if like else None
     rng = np.random.default_rng(seed)
+    exclude = _names(exclude)
     builder, left = Builder(simulated=bool(like)), []
     with tempfile.TemporaryDirectory() as folder:
         files = list(_files(inputs, Path(folder)))
@@ -72,6 +74,15 @@ def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, lik
     click.echo(f"{output}: {len(builder.names)} systems; left out {len(left)}")
     for line in left[:20]:
         click.echo(f"  {line}")
+
+
+def _names(exclude: tuple[str, ...]) -> set[str]:
+    """Names given one by one, and those in files, one a line."""
+    names = {name for name in exclude if not Path(name).is_file()}
+    for path in set(exclude) - names:
+        lines = Path(path).read_text().splitlines()
+        names |= {line.strip() for line in lines if line.strip() and line[0] != "#"}
+    return names
 
 
 def _statistics(paths: tuple[str, ...], library: Library) -> BeadStatistics:

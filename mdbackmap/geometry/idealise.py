@@ -35,9 +35,9 @@ TURN = 1.0
 MOMENTUM = 0.6
 DRIFT = 1.5
 """Share of the way there that one sweep asks for."""
-ROUNDS = 4
+ROUNDS = 6
 """Rounds of sweeps at most; a second one is needed where a torsion had far to turn."""
-LOOSER = 0.3
+LOOSER = 0.1
 """Factor of the hold on beads from round to round."""
 SETTLED = math.cos(math.radians(30))
 """Cosine of the error of a fixed torsion that calls for another round."""
