@@ -17,7 +17,6 @@ from mdbackmap.geometry.bead_bonds import lengths_by_kind, unlike
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
-from mdbackmap.geometry.ramachandran import ALLOWED
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import close_pairs, find_pairs, relations
 from mdbackmap.mapping.system import System
@@ -37,10 +36,11 @@ CHUNK_SIZE = 256
 FEW_BEADS = 20_000
 """Up to so many, the neighbours of all chunks are kept from layer to layer (60 MB)."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
-"""A peptide before proline is cis where the mean cosine over so many frames exceeds this."""
-IDEALISE_MAPPED = {"hold": 0.1, "contour": ALLOWED}
+"""A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
+IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
 IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
-"""Simulated beads are where chemistry cannot follow, and say little of phi and psi."""
+"""Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped ones
+the network makes fewer outliers than crystal structures have."""
 UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
 mapped structures reach 0.27, single frames of simulations start at 0.54."""
@@ -170,14 +170,24 @@ class Backmapper:
         sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
         frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
         self._measure_beads(frames, boxes)
+        if self.noise == 0.0:
+            # Most chains of structures end where they were not resolved further, without OXT.
+            self._adopt(self.system.with_open_ends(self.system.chain_ends))
         self._settle_cis(frames[:FRAMES_FOR_CIS], boxes[:FRAMES_FOR_CIS])
+
+    def _adopt(self, system: System) -> None:
+        """Go on with another reading of the same beads."""
+        self.system = system
+        self._use(self._model)
+        self.__dict__.pop("idealiser", None)
 
     def _settle_cis(
         self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
     ) -> None:
         """Decide once which peptides are cis, so that none flips between frames."""
         backbone = self.system.backbone
-        asked = np.flatnonzero(backbone.may_be_cis)
+        # Before other residues one in 2,000 is cis: mapped beads tell, simulated ones do not.
+        asked = np.flatnonzero(backbone.may_be_cis | (self.noise == 0.0))
         if not len(asked) or not frames:
             return
         cosines = []

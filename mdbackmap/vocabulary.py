@@ -102,6 +102,12 @@ def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> in
     same = f"{lent}/{atom}"
     if same in atoms:
         return atoms[same]
+    # A terminal atom is read as from the bead that counts it.
+    longer = (index for key, index in atoms.items()
+              if key.endswith(f",{atom}/{atom}") and key.startswith(f"{lent},"))  # fmt: skip
+    found = next(longer, None)
+    if found is not None:
+        return found
     # An atom the lending bead does not have starts where its first atom is; idealisation
     # moves it to its bonds.
     first = (index for name, index in atoms.items() if name.startswith(f"{lent}/"))

@@ -166,6 +166,12 @@ def terminal_variant(template: Template) -> Template:
     return _terminal(template)
 
 
+@functools.lru_cache(maxsize=512)
+def inner_variant(template: Template) -> Template:
+    """Return the variant of a template for residues within a chain."""
+    return compile_template(template.spec, template.source)
+
+
 def _folder(mapping: str | Path) -> Path | None:
     """Return a folder of mappings; shipped ones win over folders that happen to be here."""
     if mapping in (*shipped(), SOLVENT):

@@ -6,6 +6,7 @@ frame is array work on them. Building it is the last place that knows mapping fi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections import Counter
@@ -19,7 +20,7 @@ from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.ramachandran import kind_of
-from mdbackmap.mapping.library import Library, terminal_variant
+from mdbackmap.mapping.library import Library, inner_variant, terminal_variant
 from mdbackmap.mapping.template import Template, link_constraints
 from mdbackmap.structure import AtomTable, Frame, Particles, split_residues
 
@@ -143,6 +144,56 @@ class System:
             (before >= 0) & (after >= 0) & usable & usable[before] & usable[after]
         )
         return here, np.stack([c[before[here]], n[here], ca[here], c[here], n[after[here]]], axis=1)
+
+    @functools.cached_property
+    def chain_ends(self) -> np.ndarray:
+        """Residues whose terminal atoms count towards their beads, shape (n,), int64."""
+        differs = [
+            template.has_atoms and template.bead_keys != inner_variant(template).bead_keys
+            for template in self.templates
+        ]
+        return np.flatnonzero(np.array(differs, dtype=bool)[self.residue_template])
+
+    def with_open_ends(self, residues: np.ndarray) -> System:
+        """Return this system with beads of some chain ends placed as within a chain.
+
+        Where a structure stops because it was not resolved further, or its file lacks the
+        terminal oxygen, the bead was placed without it. The atoms stay the same.
+
+        Parameters
+        ----------
+        residues : ndarray, shape=(n,), int64
+            Of `chain_ends`.
+        """
+        bead_keys, atom_keys = list(self.bead_keys), list(self.atom_keys)
+        bead_key, atom_key = self.bead_key.copy(), self.atom_key.copy()
+        weights = self.weights.copy()
+
+        def code(table: list[str], key: str) -> int:
+            if key not in table:
+                table.append(key)
+            return table.index(key)
+
+        for residue in residues.tolist():
+            inner = inner_variant(self.templates[self.residue_template[residue]])
+            own = dict(zip(inner.names.tolist(), inner.atom_keys, strict=True))
+            share = {
+                (int(bead), inner.names[atom]): weight
+                for (bead, atom), weight in zip(inner.members, inner.weights, strict=True)
+            }
+            beads = np.flatnonzero(self.bead_residue == residue)
+            bead_key[beads] = [code(bead_keys, key) for key in inner.bead_keys]
+            for atom in np.flatnonzero(self.atoms.residue == residue):
+                name = self.atoms.names[atom]
+                bead = inner.bead_keys[self.atom_bead[atom] - beads[0]]
+                atom_key[atom] = code(atom_keys, own.get(name, f"{bead}/{name}"))
+            for row in np.flatnonzero(np.isin(self.members[:, 0], beads)):
+                bead, atom = self.members[row]
+                weights[row] = share.get((int(bead - beads[0]), self.atoms.names[atom]), 0.0)
+        return dataclasses.replace(
+            self, bead_keys=tuple(bead_keys), atom_keys=tuple(atom_keys), bead_key=bead_key,
+            atom_key=atom_key, weights=weights,
+        )  # fmt: skip
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Pick this system's atoms from a file's positions; missing atoms are NaN.
