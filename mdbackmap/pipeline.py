@@ -39,8 +39,8 @@ FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
 IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
 IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
-"""Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped ones
-the network makes fewer outliers than crystal structures have."""
+"""Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped
+ones the network makes fewer outliers than crystal structures have."""
 UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
 mapped structures reach 0.27, single frames of simulations start at 0.54."""

@@ -464,7 +464,8 @@ def test_mapped_beads_go_to_the_model_for_them(
     mapped = inspected(system, first, ubiquitin, idealise=False)
     assert mapped.checkpoint.card["name"] == "mapped"
     assert mapped.noise == 0.0
-    direct = Backmapper(system, companion, dataclasses.replace(RAW, noise=0.0))
+    opened = system.with_open_ends(system.chain_ends)
+    direct = Backmapper(opened, companion, dataclasses.replace(RAW, noise=0.0))
     expected = direct(*protein)
     assert np.array_equal(mapped(*protein), expected)
     assert np.array_equal(through_pickle(mapped)(*protein), expected)
@@ -603,3 +604,18 @@ def test_a_settled_peptide_is_the_same_whatever_a_frame_predicts(
 def test_no_shipped_model_needs_naming_for_a_protein(ubiquitin_system, membrane_system):
     for system in (ubiquitin_system, membrane_system):
         assert fitting_model(system) == "martini3"
+
+
+# Chain ends
+
+
+def test_ends_of_mapped_beads_are_open_and_of_simulated_ones_not(ubiquitin_system):
+    beads = np.random.default_rng(0).normal(size=(ubiquitin_system.n_beads, 3))
+    for noise, counted in ((0.0, False), (0.2, True)):
+        backmapper = Backmapper(ubiquitin_system, "martini3", Options(noise=noise))
+        backmapper.inspect([beads], [None])
+        system = backmapper.system
+        assert any("OXT" in system.bead_keys[k] for k in system.bead_key) == counted
+        oxygen = np.flatnonzero(system.atoms.names == "OXT")
+        known = backmapper.checkpoint.atom_keys[int(backmapper.vocabulary.atom[oxygen[0]])]
+        assert known.endswith("/OXT")

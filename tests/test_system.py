@@ -724,3 +724,40 @@ def test_bonds_of_a_file_are_evidence_only():
     theirs = from_beads(replace(build.file(), bonds=np.array(bonds)), LIBRARY, build.frame())
     assert (ours.atoms.bonds == theirs.atoms.bonds).all()
     assert (ours.bead_parent == theirs.bead_parent).all()
+
+
+# Chain ends
+
+
+def test_an_open_end_is_placed_as_within_the_chain(insulin_system):
+    system, ends = insulin_system, insulin_system.chain_ends
+    assert system.atoms.names[np.isin(system.atoms.residue, ends)].tolist().count("OXT") == 2
+    opened = system.with_open_ends(ends)
+    atoms = np.random.default_rng(0).normal(size=(system.n_atoms, 3))
+    before, after = system.map_positions(atoms), opened.map_positions(atoms)
+    moved = np.flatnonzero(np.abs(before - after).max(axis=1) > 1e-9)
+    assert system.bead_residue[moved].tolist() == ends.tolist()
+    mass = {"C": 12.011, "N": 14.007, "O": 15.999}
+    for bead in moved:
+        inside = system.members[system.members[:, 0] == bead, 1]
+        inside = inside[system.atoms.names[inside] != "OXT"]
+        weight = np.array([mass[e] for e in system.atoms.elements[inside]])
+        assert after[bead] == pytest.approx(weight @ atoms[inside] / weight.sum(), abs=0.01)
+    keys = np.array(opened.bead_keys)[opened.bead_key]
+    assert not any("OXT" in key for key in keys)
+    changed = keys != np.array(system.bead_keys)[system.bead_key]
+    assert np.flatnonzero(changed).tolist() == moved.tolist()
+    assert opened.with_open_ends(ends).bead_keys == opened.bead_keys
+    assert opened.atoms is system.atoms
+
+
+def test_one_end_may_be_open_and_another_not(insulin_system):
+    first, second = insulin_system.chain_ends
+    opened = insulin_system.with_open_ends(np.array([second]))
+    keys = np.array(opened.bead_keys)[opened.bead_key]
+    oxygen = ["OXT" in "".join(keys[opened.bead_residue == end]) for end in (first, second)]
+    assert oxygen == [True, False]
+
+
+def test_lipids_have_no_ends(membrane_system):
+    assert len(membrane_system.chain_ends) == 0

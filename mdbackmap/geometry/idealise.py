@@ -34,11 +34,13 @@ TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
 MOMENTUM = 0.6
 DRIFT = 1.5
-"""Share of the way there that one sweep asks for."""
+"""Share of the way of phi and psi that one sweep asks for."""
 ROUNDS = 6
 """Rounds of sweeps at most; a second one is needed where a torsion had far to turn."""
 LOOSER = 0.1
 """Factor of the hold on beads from round to round."""
+EASIER = 0.7
+"""Factor of the pull on phi and psi from round to round."""
 SETTLED = math.cos(math.radians(30))
 """Cosine of the error of a fixed torsion that calls for another round."""
 
@@ -116,6 +118,7 @@ class Idealiser:
         quads, volume = constraints.volumes[loose], constraints.volume[loose]
         slack = np.where(volume > 0.5, SLACK, 0.0)
         self.smallest, self.largest = _reals(volume - slack), _reals(volume + slack)
+        self.least = _reals(np.where(volume > 0.5, 0.3 * volume, -np.inf))
 
         self.pairs = Pairs(*_columns(pairs).chunk(2), nearest, furthest)
         self.centres, self.around = _columns(quads[:, :1]), _columns(quads[:, 1:])
@@ -173,14 +176,14 @@ class Idealiser:
         pairs = self.pairs if contacts is None else self.pairs.joined(contacts)
         target = self._torsion_targets(rows)
         for k in range(ROUNDS):
-            self._sweep(rows, beads, target, pairs, rate, self.hold * LOOSER**k)
-            if not len(target) or not self._unsettled(rows, target):
+            self._sweep(rows, beads, target, pairs, rate, self.hold * LOOSER**k, DRIFT * EASIER**k)
+            if not self._unsettled(rows, target):
                 break
         return rows[:3, :n_atoms].T.contiguous()
 
     def _sweep(
         self, rows: Tensor, beads: Tensor, target: Tensor, pairs: Pairs, rate: Tensor,
-        hold: float,
+        hold: float, drift: float,
     ) -> None:  # fmt: skip
         """Move the atoms in place, one round of sweeps."""
         moving, again = rows[:3], rows[3:]
@@ -193,7 +196,7 @@ class Idealiser:
             # Beads are let go at the end: bonds have the last word.
             grip = max(0.0, min(1.0, 2.0 * (1 - sweep / self.sweeps) - 0.5))
             if len(self.turning):
-                self._add_torsions(step, rows, target)
+                self._add_torsions(step, rows, target, drift)
             step *= rate
             if grip:
                 self._add_beads(step, moving, beads, grip * hold)
@@ -202,14 +205,18 @@ class Idealiser:
             again.copy_(moving[:2])
 
     def _unsettled(self, rows: Tensor, target: Tensor) -> bool:
-        """Whether a fixed torsion is still far from where it should be."""
-        angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
-        return bool((torch.cos(angle - target) < SETTLED).any())
+        """Whether a fixed torsion is still far from where it should be, or a hand is wrong."""
+        if len(target):
+            angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
+            if (torch.cos(angle - target) < SETTLED).any():
+                return True
+        if not len(self.centres):
+            return False
+        arms, gradients = self._volume_gradients(rows)
+        return bool(((arms[:3, 0] * gradients[:, 0]).sum(0) < self.least).any())
 
     def _add_volumes(self, step: Tensor, rows: Tensor) -> None:
-        points = rows.index_select(1, self.quads).view(5, 6, -1)
-        arms = points[:, 1:] - points[:, :1]
-        gradients = _cross(arms[:, 1:4], arms[:, 2:5])
+        arms, gradients = self._volume_gradients(rows)
         centre = gradients.sum(1)
         volume = (arms[:3, 0] * gradients[:, 0]).sum(0)
         error = volume - volume.clamp(self.smallest, self.largest)
@@ -218,13 +225,19 @@ class Idealiser:
         step.index_add_(1, self.centres, centre.mul_(error))
         step.index_add_(1, self.around, gradients.mul_(error).neg_().flatten(1))
 
-    def _add_torsions(self, step: Tensor, rows: Tensor, target: Tensor) -> None:
+    def _volume_gradients(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Arms from each centre, and the gradients of its signed volume at their ends."""
+        points = rows.index_select(1, self.quads).view(5, 6, -1)
+        arms = points[:, 1:] - points[:, :1]
+        return arms, _cross(arms[:, 1:4], arms[:, 2:5])
+
+    def _add_torsions(self, step: Tensor, rows: Tensor, target: Tensor, drift: float) -> None:
         arms, normals = _torsion_planes(rows, self.turning)
         angle = _torsion_angle(arms, normals)
         error = angle[: len(target)] - target
         error -= 2 * math.pi * torch.round(error / (2 * math.pi))
         if len(self.kind):
-            error = torch.cat([error, self._strays(angle[len(target) :])])
+            error = torch.cat([error, drift * self._strays(angle[len(target) :])])
         # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
         # the normals at the ends, what keeps force and torque zero between them.
         axis = arms[:, 1:2]
@@ -242,7 +255,7 @@ class Idealiser:
         cells = self.way_back.shape[1]
         cell = ((angle / (2 * math.pi) + 0.5) * cells).long().clamp_(0, cells - 1)
         phi, psi = cell.chunk(2)
-        return self.way_back[self.kind, phi, psi].T.flatten() * -DRIFT
+        return self.way_back[self.kind, phi, psi].T.flatten().neg()
 
     def _add_beads(self, step: Tensor, positions: Tensor, beads: Tensor, hold: float) -> None:
         inside = positions.index_select(1, self.member) * self.weights
