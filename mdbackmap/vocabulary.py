@@ -150,8 +150,10 @@ def _refuse_unknown(
 def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:
     pairs, names = system.bead_pairs()
     kinds, kind = np.unique(names, return_inverse=True)
-    # Across residues the distance depends on the fold.
-    known = np.array([k in model.bead_distances and not k.startswith("|") for k in kinds], bool)
+    known = np.array([k in model.bead_distances for k in kinds], dtype=bool)
+    # Across residues the distance depends on the fold, unless all beads are CA.
+    inside = np.array([not k.startswith("|") for k in kinds], dtype=bool)
+    known &= inside | ~(known & inside).any()
     keep = known[kind] if len(kind) else np.zeros(0, bool)
     place = np.cumsum(known) - 1
     table = np.array([model.bead_distances[k] for k in kinds[known]]).reshape(-1, 2)
