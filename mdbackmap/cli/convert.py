@@ -91,6 +91,9 @@ def convert(
     if topology is None and len(source.files) > 1:
         click.echo(f"  beads named by {source.files[-1]}")
     _say_what(system)
+    beads = "taken for simulated" if backmapper.noise else "taken for mapped from atoms"
+    click.echo(f"  model: {backmapper.checkpoint.card.get('name', model)}; beads {beads} (noise "
+               f"{backmapper.noise:g} Å)")  # fmt: skip
     done.report(say_error)
     if done.failed:
         sys.exit(1)
