@@ -239,6 +239,29 @@ def assert_same_atoms(folder, weights, way, *options):
     np.testing.assert_allclose(found[1], found[0], atol=2 * XTC_PRECISION)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "model: martini3; beads taken for simulated (noise 0.2 Å)"),
+     (("--noise", 0.35), "model: martini3; beads taken for simulated (noise 0.35 Å)"),
+     (("--noise", 0), "model: martini3-mapped; beads taken for mapped from atoms (noise 0 Å)")],
+)  # fmt: skip
+def test_what_the_beads_were_taken_for_is_said(tmp_path, options, said):
+    assert said in ok("convert", XTC, "-o", tmp_path / "aa.xtc", "--stop", 1, *options)
+
+
+@pytest.mark.parametrize("mapping", ["martini3", "bb-on-ca"])
+def test_mapped_beads_find_their_model_and_come_back(tmp_path, mapping):
+    ok("convert", XTC, "-o", tmp_path / "aa.pdb", "--stop", 1)
+    ok("map", tmp_path / "aa.pdb", "-o", tmp_path / "cg.pdb", "--mapping", mapping)
+    said = ok("convert", tmp_path / "cg.pdb", "-o", tmp_path / "back.pdb", "--mapping", mapping)
+    model = {"martini3": "martini3-mapped"}.get(mapping, mapping)
+    assert f"model: {model}; beads taken for mapped from atoms" in said
+    there, back = load(tmp_path / "aa.pdb"), load(tmp_path / "back.pdb")
+    assert back.atoms.names.tolist() == there.atoms.names.tolist()
+    off = back.atoms.positions - there.atoms.positions
+    assert np.sqrt((off**2).sum(axis=1).mean()) < 1.0
+
+
 def test_select(weights, tmp_path):
     said = ok("convert", XTC, "-o", tmp_path / "aa.xtc", "--model", weights, "--stop", 2,
               "--select", "resid 1:20")  # fmt: skip

@@ -310,3 +310,12 @@ def test_a_sample_may_be_used_as_it_is_whatever_is_told(sets):
     assert batch.inputs[2].tolist() == pytest.approx([0.2] * sample.n_beads)
     other = trainers.make_batch(sample, 8.0, noise, rng)
     assert not np.allclose(other.beads.numpy(), sample.bead_position, atol=0.01)
+
+
+def test_structures_listed_in_a_file_are_left_out(tmp_path):
+    (tmp_path / "names.txt").write_text("# not these\nubiquitin_12\n")
+    words = ("prepare", DATA / "ubiquitin_12.pdb", DATA / "popc.pdb", "-o", tmp_path / "set.npz")
+    ok(*words, "--exclude", tmp_path / "names.txt")
+    assert PreparedSet(tmp_path / "set.npz").names == ["popc"]
+    ok(*words, "--exclude", "popc")
+    assert PreparedSet(tmp_path / "set.npz").names == ["ubiquitin_12"]
