@@ -90,18 +90,31 @@ class Backmapper:
     ------
     ModelError
         The model does not know beads of the system; lists the residues.
+
+    Attributes
+    ----------
+    layout : System
+        What was given.
+    system : System
+        The same with chain ends read as the beads tell (see `System.with_open_ends`).
+    noise : float, Å
+        What the network is told of the beads.
     """
 
     def __init__(
         self, system: System, model: str | Path | Checkpoint | None = None,
         options: Options | None = None,
     ) -> None:  # fmt: skip
-        self.system, self.options = system, options or Options()
+        self.layout = self.system = system
+        self.options = options or Options()
         _check_device(self.options.device)
         order = np.argsort(system.atom_bead, kind="stable")
         self._order = torch.from_numpy(order)
         self._sorted_bead = torch.from_numpy(system.atom_bead[order])
-        self._use(fitting_model(system) if model is None else model)
+        self._asked = fitting_model(system) if model is None else model
+        self._model: str | Path | Checkpoint | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._use(self._asked)
         self.unwrap = Unwrapper(system.bead_parent)
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
@@ -121,8 +134,8 @@ class Backmapper:
 
     def _use(self, model: str | Path | Checkpoint) -> None:
         """Take a model into use."""
-        self._model = model
-        self._checkpoint: Checkpoint | None = None
+        if model is not self._model:
+            self._model, self._checkpoint = model, None
         known = getattr(self, "vocabulary", None)
         self.vocabulary: Vocabulary = match(self.system, self.checkpoint)
         for key, other in self.vocabulary.borrowed.items():
@@ -132,6 +145,8 @@ class Backmapper:
 
     def _trust(self, noise: float | None, *, simulated: bool) -> None:
         """Settle what the network is told of the beads, and which of a pair of models it is."""
+        if self._model is not self._asked:
+            self._use(self._asked)
         if noise is None:
             noise = SIMULATED_NOISE if simulated else 0.0
         self.noise = min(noise, self.checkpoint.largest_noise)
@@ -169,14 +184,17 @@ class Backmapper:
         # A damaged frame is reported when it is its turn.
         sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
         frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
+        self._adopt(self.layout)
         self._measure_beads(frames, boxes)
         if self.noise == 0.0:
             # Most chains of structures end where they were not resolved further, without OXT.
-            self._adopt(self.system.with_open_ends(self.system.chain_ends))
+            self._adopt(self.layout.with_open_ends(self.layout.chain_ends))
         self._settle_cis(frames[:FRAMES_FOR_CIS], boxes[:FRAMES_FOR_CIS])
 
     def _adopt(self, system: System) -> None:
         """Go on with another reading of the same beads."""
+        if system is self.system:
+            return
         self.system = system
         self._use(self._model)
         self.__dict__.pop("idealiser", None)

@@ -619,3 +619,19 @@ def test_ends_of_mapped_beads_are_open_and_of_simulated_ones_not(ubiquitin_syste
         oxygen = np.flatnonzero(system.atoms.names == "OXT")
         known = backmapper.checkpoint.atom_keys[int(backmapper.vocabulary.atom[oxygen[0]])]
         assert known.endswith("/OXT")
+
+
+def test_a_second_look_undoes_the_first(ubiquitin, ubiquitin_system):
+    backmapper = Backmapper(ubiquitin_system, "martini3")
+    simulated = beads_of(ubiquitin, ubiquitin_system)
+    backmapper.inspect(*zip(simulated, strict=True))
+    expected = backmapper(*simulated)
+    mapped = ubiquitin_system.map_positions(expected), simulated[1]
+    backmapper.inspect(*zip(mapped, strict=True))
+    assert (backmapper.noise, backmapper.checkpoint.card["name"]) == (0.0, "martini3-mapped")
+    assert backmapper.layout is ubiquitin_system
+    assert backmapper.system is not ubiquitin_system
+    backmapper.inspect(*zip(simulated, strict=True))
+    assert (backmapper.noise, backmapper.checkpoint.card["name"]) == (SIMULATED_NOISE, "martini3")
+    assert backmapper.system is ubiquitin_system
+    assert np.array_equal(backmapper(*simulated), expected)

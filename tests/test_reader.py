@@ -17,7 +17,7 @@ from mdbackmap.io.source import CGSource
 from mdbackmap.models.library import shipped
 from mdbackmap.pipeline import Backmapper
 
-from helpers_io import GRO, MEMBRANE, TPR, XTC, XTC_PRECISION, load, positions
+from helpers_io import GRO, MEMBRANE, TPR, XTC, XTC_PRECISION, load, ok, positions
 
 FRAMES = 31
 """Frames of the ubiquitin trajectory."""
@@ -500,3 +500,18 @@ def test_selection_of_a_universe(weights):
     assert set(part.residues.resnames) == {"PSM"}
     with pytest.raises(MdbackmapError, match="selects nothing"):
         mdbackmap.universe(cg, weights, select="resname XXX")
+
+
+def test_a_carrier_of_mapped_beads(tmp_path):
+    ok("convert", XTC, "-o", tmp_path / "aa.xtc", "--stop", 3)
+    ok("map", tmp_path / "aa.xtc", "-s", tmp_path / "aa.pdb", "-o", tmp_path / "cg.xtc",
+       "--topology-out", tmp_path / "cg.gro")  # fmt: skip
+    u = mdbackmap.carrier(tmp_path / "cg.gro", tmp_path / "cg.xtc")
+    backmap = mdbackmap.Backmap()
+    u.trajectory.add_transformations(backmap)
+    frames = [u.atoms.positions.copy() for _ in u.trajectory]
+    assert len(frames) == 3
+    assert backmap.backmapper.noise == 0.0
+    aa = mdbackmap.universe(mda.Universe(tmp_path / "cg.gro", tmp_path / "cg.xtc"))
+    for ts, frame in zip(aa.trajectory, frames, strict=True):
+        np.testing.assert_array_equal(ts.positions, frame)

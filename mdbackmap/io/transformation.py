@@ -186,7 +186,7 @@ class Backmap(TransformationBase):
         if self.backmapper is None:
             self.backmapper = Backmapper(held.system, self.model, self.options)
             self.backmapper.inspect(held.beads, held.boxes)
-        elif self.backmapper.system is not held.system:
+        elif self.backmapper.layout is not held.system:
             raise StructureError("this Backmap fills another Universe already; make one for each")
         ts.fill_with(later(self.backmapper, ts.data["beads"], ts))
         return ts
