@@ -37,7 +37,7 @@ FEW_BEADS = 20_000
 """Up to so many, the neighbours of all chunks are kept from layer to layer (60 MB)."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
-IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
+IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0, "momentum": 0.3}
 IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
 """Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped
 ones the network makes fewer outliers than crystal structures have."""
@@ -48,7 +48,7 @@ SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
 """Å; a coordinate beyond is as good as no number."""
-BEADS_PER_THREAD, ATOMS_PER_THREAD = 1000, 100_000
+BEADS_PER_THREAD, ATOMS_PER_THREAD = 300, 100_000
 """Below, one more CPU thread costs more than it helps (250 times more beside a busy process)."""
 
 

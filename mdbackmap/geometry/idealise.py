@@ -32,7 +32,6 @@ SLACK = 0.3
 """Å^3 the volume of a stereocentre may be off; planes have none."""
 TURN = 1.0
 """Radians of a torsion's error that one sweep takes back at most."""
-MOMENTUM = 0.6
 DRIFT = 1.5
 """Share of the way of phi and psi that one sweep asks for."""
 ROUNDS = 6
@@ -95,14 +94,16 @@ class Idealiser:
         How strongly beads are kept where they were given, 0 to 1 per sweep.
     contour : float
         Phi and psi beyond this contour (see `mdbackmap.geometry.ramachandran`) are turned to it.
+    momentum : float
+        Share of a sweep's step that the next one takes again; converges further, moves more.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
-        contour: float = ramachandran.ALLOWED,
+        contour: float = ramachandran.ALLOWED, momentum: float = 0.6,
     ) -> None:  # fmt: skip
-        self.sweeps, self.hold = sweeps, hold
+        self.sweeps, self.hold, self.momentum = sweeps, hold, momentum
         pairs, distance = _exact_pairs(constraints)
         apart = _pairs_14(constraints, pairs)
         n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
@@ -200,7 +201,7 @@ class Idealiser:
             step *= rate
             if grip:
                 self._add_beads(step, moving, beads, grip * hold)
-            speed = step.add_(speed, alpha=MOMENTUM if sweep > 3 else 0.0)
+            speed = step.add_(speed, alpha=self.momentum if sweep > 3 else 0.0)
             moving += speed
             again.copy_(moving[:2])
 
