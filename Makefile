@@ -44,7 +44,8 @@ DATA ?= data
 WORK ?= training
 PREPARE = mkdir -p $(WORK) && $(BIN)/mdbackmap prepare
 PROTEINS = $(DATA)/proteins/train.tar.xz --exclude mdbackmap/weights/rosetta.txt
-LIKE = $(foreach run,$(wildcard $(DATA)/cg/*/traj.xtc),--like $(run))
+LIKE = $(foreach run,$(filter-out %/big_bilayer/traj.xtc,$(wildcard $(DATA)/cg/*/traj.xtc)),\
+	--like $(run))
 NAMES = $(shell cut -f1 $(DATA)/ligands/beads.tsv | sort -u)
 MOLECULES = $(foreach name,$(NAMES),$(if $(wildcard $(DATA)/ligands/train/$(name).xtc),\
 	$(DATA)/ligands/$(name).pdb $(DATA)/ligands/train/$(name).xtc))

@@ -43,7 +43,7 @@ IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
 ones the network makes fewer outliers than crystal structures have."""
 UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
-mapped structures reach 0.27, single frames of simulations start at 0.54."""
+mapped proteins reach 0.27, single frames of simulations start at 0.54."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
@@ -185,6 +185,7 @@ class Backmapper:
         sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
         frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
         self._adopt(self.layout)
+        self.backbone = self.layout.backbone
         self._measure_beads(frames, boxes)
         if self.noise == 0.0:
             # Most chains of structures end where they were not resolved further, without OXT.

@@ -317,5 +317,7 @@ def test_structures_listed_in_a_file_are_left_out(tmp_path):
     words = ("prepare", DATA / "ubiquitin_12.pdb", DATA / "popc.pdb", "-o", tmp_path / "set.npz")
     ok(*words, "--exclude", tmp_path / "names.txt")
     assert PreparedSet(tmp_path / "set.npz").names == ["popc"]
+    said = fails(*words, "--exclude", "nmes.txt", code=2)
+    assert "neither a structure among the inputs nor a file: nmes.txt" in said
     ok(*words, "--exclude", "popc")
     assert PreparedSet(tmp_path / "set.npz").names == ["ubiquitin_12"]

@@ -52,6 +52,11 @@ def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, lik
     builder, left = Builder(simulated=bool(like)), []
     with tempfile.TemporaryDirectory() as folder:
         files = list(_files(inputs, Path(folder)))
+        if strange := exclude - {name for name, *_ in files}:
+            some = ", ".join(sorted(strange)[:10])
+            raise click.UsageError(
+                f"--exclude: neither a structure among the inputs nor a file: {some}"
+            )
         for name, topology, trajectory in progress(files, "structures"):
             if name in exclude:
                 continue

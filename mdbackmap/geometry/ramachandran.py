@@ -48,8 +48,13 @@ def percentile(phi: np.ndarray, psi: np.ndarray, kind: np.ndarray) -> np.ndarray
     """Look up phi and psi, degrees; returns shares as in `table`, NaN for NaN."""
     shares = table()
     n = shares.shape[1]
-    cell = [np.floor((np.nan_to_num(a) + 180) * (n / 360)).astype(int) % n for a in (phi, psi)]
-    return np.where(np.isfinite(phi) & np.isfinite(psi), shares[kind, cell[0], cell[1]], np.nan)
+    known = np.isfinite(phi) & np.isfinite(psi)
+    row, column = (
+        np.floor((angle[known] + 180) * (n / 360)).astype(np.int64) % n for angle in (phi, psi)
+    )
+    result = np.full(len(phi), np.nan)
+    result[known] = shares[kind[known], row, column]
+    return result
 
 
 @functools.cache

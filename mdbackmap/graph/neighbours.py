@@ -49,13 +49,7 @@ def find_pairs(
     first, second : ndarray, shape=(m,), int64
     vectors : ndarray, shape=(m, 3), float32, Å
     """
-    cell = np.zeros((3, 3)) if box is None else np.asarray(box, dtype=np.float64)
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
-    first, second, vectors = finder.compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=cell, periodic=box is not None, quantities="ijD",
-    )  # fmt: skip
-    first, second = first.astype(np.int64), second.astype(np.int64)
+    first, second, vectors = _pairs(positions, box, cutoff, both_ways=True)
     order = np.argsort(first * len(positions) + second, kind="stable")
     return first[order], second[order], vectors[order].astype(np.float32)
 
@@ -68,17 +62,23 @@ def close_pairs(
     Parameters and returns as in `find_pairs`. Pairs of a point with an image of itself are left
     out.
     """
-    cell = np.zeros((3, 3)) if box is None else np.asarray(box, dtype=np.float64)
-    first, second, vectors = NeighborList(cutoff=cutoff, full_list=False, sorted=False).compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=cell, periodic=box is not None, quantities="ijD",
-    )  # fmt: skip
-    first, second = first.astype(np.int64), second.astype(np.int64)
+    first, second, vectors = _pairs(positions, box, cutoff, both_ways=False)
     turned = first > second
     vectors = np.where(turned[:, None], -vectors, vectors).astype(np.float32)
     first, second = np.minimum(first, second), np.maximum(first, second)
     keep = first != second
     return first[keep], second[keep], vectors[keep]
+
+
+def _pairs(
+    positions: np.ndarray, box: np.ndarray | None, cutoff: float, *, both_ways: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    cell = np.zeros((3, 3)) if box is None else np.asarray(box, dtype=np.float64)
+    first, second, vectors = NeighborList(cutoff=cutoff, full_list=both_ways, sorted=False).compute(
+        points=np.ascontiguousarray(positions, dtype=np.float64),
+        box=cell, periodic=box is not None, quantities="ijD",
+    )  # fmt: skip
+    return first.astype(np.int64), second.astype(np.int64), vectors
 
 
 def relations(
