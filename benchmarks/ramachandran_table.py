@@ -49,8 +49,11 @@ def torsions(chain: gemmi.Chain) -> Iterator[tuple[str, bool, float, float]]:
         points = [atom.pos for atom in atoms]
         bonded = points[0].dist(points[1]) < 1.45 and points[3].dist(points[4]) < 1.45
         if bonded and all(atom.occ > 0.5 and atom.b_iso <= 35 for atom in atoms):
-            yield (here.name, after.name == "PRO",
-                   *(math.degrees(gemmi.calculate_dihedral(*points[k : k + 4])) for k in (0, 1)))
+            yield (
+                here.name,
+                after.name == "PRO",
+                *(math.degrees(gemmi.calculate_dihedral(*points[k : k + 4])) for k in (0, 1)),
+            )
 
 
 def shares(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:

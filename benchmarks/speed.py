@@ -166,11 +166,14 @@ def to_text(results: dict) -> str:
     for what, row in results["timings"].items():
         low, high = row["quartiles_ms"]
         least, most = row["range_ms"]
-        lines.append(f"{what:28s}{row['atoms_per_second']:10.0f}{row['ms']:10.1f}   "
-                     f"{low:.1f} to {high:.1f} ({least:.1f} to {most:.1f}), n = {row['repeats']}")
+        lines.append(
+            f"{what:28s}{row['atoms_per_second']:10.0f}{row['ms']:10.1f}   "
+            f"{low:.1f} to {high:.1f} ({least:.1f} to {most:.1f}), n = {row['repeats']}"
+        )
     if "peer_batch" in results:
-        lines.append(f"cgback {results['peer_version']} samples {results['peer_batch']} residues "
-                     "at a time")
+        lines.append(
+            f"cgback {results['peer_version']} samples {results['peer_batch']} residues at a time"
+        )
     lines += [f"{what}: {ratio:.0f} times the atoms per second of {RATIOS[what]}"
               for what, ratio in results["ratios"].items()]  # fmt: skip
     return "\n".join(lines)

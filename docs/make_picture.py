@@ -1,6 +1,6 @@
 """Draw the README's picture: beads of a real frame, and the atoms made of them.
 
-    python docs/make_picture.py
+python docs/make_picture.py
 """
 
 from __future__ import annotations

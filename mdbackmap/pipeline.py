@@ -108,9 +108,9 @@ class Backmapper:
         self.layout = self.system = system
         self.options = options or Options()
         _check_device(self.options.device)
-        order = np.argsort(system.atom_bead, kind="stable")
-        self._order = torch.from_numpy(order)
-        self._sorted_bead = torch.from_numpy(system.atom_bead[order])
+        self._atoms_by_bead = np.argsort(system.atom_bead, kind="stable")
+        self._atom_count = np.bincount(system.atom_bead, minlength=system.n_beads)
+        self._first_atom = np.cumsum(self._atom_count) - self._atom_count
         self._asked = fitting_model(system) if model is None else model
         self._model: str | Path | Checkpoint | None = None
         self._checkpoint: Checkpoint | None = None
@@ -141,7 +141,6 @@ class Backmapper:
         for key, other in self.vocabulary.borrowed.items():
             if known is None or key not in known.borrowed:
                 _log.warning("bead %s is new to the model; it borrows weights of %s", key, other)
-        self._sorted_key = self.vocabulary.atom[self._order]
 
     def _trust(self, noise: float | None, *, simulated: bool) -> None:
         """Settle what the network is told of the beads, and which of a pair of models it is."""
@@ -200,9 +199,7 @@ class Backmapper:
         self._use(self._model)
         self.__dict__.pop("idealiser", None)
 
-    def _settle_cis(
-        self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
-    ) -> None:
+    def _settle_cis(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]) -> None:
         """Decide once which peptides are cis, so that none flips between frames."""
         backbone = self.system.backbone
         # Before other residues one in 2,000 is cis: mapped beads tell, simulated ones do not.
@@ -239,6 +236,16 @@ class Backmapper:
         differs = unlike(observed, count / np.sqrt(n_frames), mean, spread)
         simulated = np.average(differs, weights=count) > UNLIKE
         self._trust(self.options.noise, simulated=bool(simulated))
+        wanted = SIMULATED_NOISE if simulated else 0.0
+        wanted = wanted if self.options.noise is None else self.options.noise
+        if wanted > self.noise:
+            _log.warning(
+                "model %s was trained on beads at most %g Å from the centres of their atoms; these "
+                "are taken to lie %g Å off%s, and its atoms will be poorer. Choose another model, "
+                "or none: then the one that fits is taken",
+                self.checkpoint.card.get("name"), self.checkpoint.largest_noise, wanted,
+                " as in simulations" if self.options.noise is None else "",
+            )  # fmt: skip
         _log.info(
             "bead bonds: %d of %d kinds unlike mapped structures; noise level %.2f Å, model %s",
             int(differs.sum()), len(differs), self.noise, self.checkpoint.card.get("name"),
@@ -295,28 +302,32 @@ class Backmapper:
             self.vocabulary.residue.to(device),
             torch.full((self.system.n_beads,), float(self.noise), device=device),
             lambda: kept or self._chunks(graph),
-            self._sorted_bead.to(device),
-            self._sorted_key.to(device),
+            self.vocabulary.atom.to(device),
         ).cpu()
-        ordered = torch.empty_like(vectors)
-        ordered[self._order] = vectors
         return place_atoms(
-            ordered, self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
+            vectors, self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
         )
 
     def _graph(self, beads: np.ndarray, box: np.ndarray | None) -> BeadGraph:
         system = self.system
         first, second, vectors = find_pairs(beads, box, self.checkpoint.cutoff)
         relation = relations(
-            first, second, system.bead_residue, system.next_residue, system.bridges
-        )
+            first, second, system.bead_residue, system.next_residue, system.bridges,
+            self.checkpoint.network.encoder.config.relations,
+        )  # fmt: skip
         return BeadGraph(system.n_beads, first, second, vectors, relation)
 
     def _chunks(self, graph: BeadGraph) -> Iterator[Chunk]:
         device = self.options.device
-        for start, stop, near in graph.chunks(self.options.chunk_size):
-            arrays = (near.index, near.vectors, near.relation, near.present)
-            yield Chunk(start, stop, *(torch.from_numpy(a).to(device) for a in arrays))
+        for beads, near in graph.chunks(self.options.chunk_size):
+            count = self._atom_count[beads]
+            owner = np.repeat(np.arange(len(beads)), count)
+            place = np.arange(len(owner)) + np.repeat(
+                self._first_atom[beads] - np.cumsum(count) + count, count
+            )
+            arrays = (beads, self._atoms_by_bead[place], owner,
+                      near.index, near.vectors, near.relation, near.present)  # fmt: skip
+            yield Chunk(*(torch.from_numpy(a).to(device) for a in arrays))
 
     def _check(self, beads: np.ndarray, box: np.ndarray | None, frame: int) -> None:
         if beads.shape != (self.system.n_beads, 3):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mdbackmap.geometry.boxes import box_from_dimensions, heights
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import RELATIONS, close_pairs, find_pairs, pad, relations
+from mdbackmap.graph.neighbours import RELATIONS, close_pairs, find_pairs, relations
 
 CUTOFF = 8.0
 BOXES = {
@@ -111,7 +111,7 @@ def test_too_few_beads_for_pairs(n):
     first, second, vectors = find_pairs(np.zeros((n, 3)), None, CUTOFF)
     assert len(first) == len(second) == 0
     assert vectors.shape == (0, 3)
-    near = pad(n, first, second, vectors, first)
+    near = BeadGraph(n, first, second, vectors, first).neighbours(np.arange(n))
     assert near.index.shape == (n, 1)
     assert not near.present.any()
 
@@ -122,11 +122,28 @@ def test_relations_say_how_residues_are_bonded():
     pairs = {(0, 1): 1, (0, 2): 2, (2, 0): 3, (3, 5): 2, (0, 6): 4, (7, 1): 4, (0, 4): 0, (8, 1): 0}
     first, second = np.array(list(pairs)).T
     chain = np.array([1, 2, -1, -1, -1])
-    found = relations(first, second, residue, chain, np.array([[0, 3]]))
+    found = relations(first, second, residue, chain, np.array([[0, 3]]), 5)
     assert found.tolist() == list(pairs.values())
-    assert len(RELATIONS) == 5
-    without = relations(first, second, residue, chain, np.zeros((0, 2), np.int64))
+    without = relations(first, second, residue, chain, np.zeros((0, 2), np.int64), 5)
     assert without.tolist() == [k if k < 4 else 0 for k in pairs.values()]
+
+
+@pytest.mark.parametrize("kinds", [5, 7, 9, 11])
+def test_relations_along_the_chain(kinds):
+    # A chain 0..5, a second one 6-7, and 8 alone; one bead each.
+    following = np.array([1, 2, 3, 4, 5, -1, 7, -1, -1])
+    first, second = (a.ravel() for a in np.indices((9, 9)))
+    found = relations(first, second, np.arange(9), following, np.zeros((0, 2), np.int64), kinds)
+    step = second - first
+    same_chain = np.digitize(first, [6, 8]) == np.digitize(second, [6, 8])
+    names = {0: "same residue", 1: "next residue", -1: "previous residue"}
+    for k, word in enumerate(["second", "third", "fourth"], start=2):
+        names |= {k: f"{word} next", -k: f"{word} previous"}
+    wanted = [
+        RELATIONS.index(names[d]) if together and d in names else 0
+        for d, together in zip(step.tolist(), same_chain.tolist(), strict=True)
+    ]
+    assert found.tolist() == [k if k < kinds else 0 for k in wanted]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +156,7 @@ def graph() -> BeadGraph:
 
 
 def test_padding_marks_what_is_no_neighbour(graph):
-    near = pad(graph.n_beads, graph.first, graph.second, graph.vectors, graph.relation)
+    near = graph.neighbours(np.arange(graph.n_beads))
     assert near.present.sum() == len(graph.first)
     rows = np.broadcast_to(np.arange(graph.n_beads)[:, None], near.present.shape)
     assert (rows[near.present] == graph.first).all()
@@ -152,19 +169,21 @@ def test_padding_marks_what_is_no_neighbour(graph):
 
 @pytest.mark.parametrize("size", [1, 7, 50, 102, 103, 1000])
 def test_chunks_of_any_size_hold_the_same_rows(graph, size):
-    whole = pad(graph.n_beads, graph.first, graph.second, graph.vectors, graph.relation)
-    end = 0
-    for start, stop, near in graph.chunks(size):
-        assert start == end
-        assert stop - start <= size
-        end, rows = stop, slice(start, stop)
-        assert (near.present.sum(1) == whole.present[rows].sum(1)).all()
+    whole = graph.neighbours(np.arange(graph.n_beads))
+    seen, padding = [], 0
+    for beads, near in graph.chunks(size):
+        assert 1 <= len(beads) <= size
+        seen += beads.tolist()
+        padding += near.present.size - near.present.sum()
+        assert (near.present.sum(1) == whole.present[beads].sum(1)).all()
         for name in ("index", "vectors", "relation"):
-            mine, theirs = getattr(near, name), getattr(whole, name)[rows]
-            assert (mine[near.present] == theirs[whole.present[rows]]).all()
-        own = np.arange(start, stop)[:, None]
-        assert (np.where(near.present, own, near.index) == own).all()
-    assert end == graph.n_beads
+            mine, theirs = getattr(near, name), getattr(whole, name)[beads]
+            assert (mine[near.present] == theirs[whole.present[beads]]).all()
+        own = np.broadcast_to(beads[:, None], near.index.shape)
+        assert (near.index[~near.present] == own[~near.present]).all()
+    assert sorted(seen) == list(range(graph.n_beads))
+    # Beads of like numbers of neighbours share a chunk.
+    assert padding <= whole.present.size - whole.present.sum()
 
 
 def test_a_chunk_holds_at_least_one_bead(graph):
@@ -180,8 +199,8 @@ def test_a_hundred_thousand_beads_take_seconds():
     first, second, vectors = find_pairs(points, np.eye(3) * length, CUTOFF)
     residue = np.arange(n) // 4
     following = np.append(np.arange(1, residue[-1] + 1), -1)
-    kind = relations(first, second, residue, following, np.zeros((0, 2), np.int64))
-    beads = sum(stop - start for start, stop, _ in
+    kind = relations(first, second, residue, following, np.zeros((0, 2), np.int64), 5)
+    beads = sum(len(some) for some, _ in
                 BeadGraph(n, first, second, vectors, kind).chunks(4000))  # fmt: skip
     assert beads == n
     assert len(first) / n == pytest.approx(4 / 3 * np.pi * CUTOFF**3 / 100, rel=0.02)

@@ -15,7 +15,7 @@ import torch
 from e3nn import o3
 from mdbackmap.errors import ModelError
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, pad
+from mdbackmap.graph.neighbours import find_pairs
 from mdbackmap.models import checkpoint, library
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import EncoderConfig, RadialBasis
@@ -177,12 +177,14 @@ class TestHierarchicalVectors(ModelContract):
         graph = BeadGraph(N, first, second, vectors, relation)
 
         def chunks():
-            for start, stop, near in graph.chunks(size):
-                arrays = (near.index, near.vectors.astype(np.float64), near.relation, near.present)
-                yield Chunk(start, stop, *map(torch.from_numpy, arrays))
+            for some, near in graph.chunks(size):
+                atoms, owner = np.nonzero(atom_bead.numpy()[:, None] == some)
+                arrays = (some, atoms, owner, near.index, near.vectors.astype(np.float64),
+                          near.relation, near.present)  # fmt: skip
+                yield Chunk(*map(torch.from_numpy, arrays))
 
         bead, residue, noise, *_, atom_bead, atom_key = inputs(beads)
-        found = predict_in_chunks(network, bead, residue, noise, chunks, atom_bead, atom_key)
+        found = predict_in_chunks(network, bead, residue, noise, chunks, atom_key)
         assert torch.allclose(found, predict(network, beads), atol=1e-6)
 
 
@@ -202,7 +204,8 @@ def inputs(beads: torch.Tensor, kind: torch.Tensor | None = None, extra: int = 0
     n, kind = len(beads), kinds(len(beads)) if kind is None else kind
     first, second, _ = find_pairs(beads.detach().numpy(), None, CUTOFF)
     relation = ((kind[first] + kind[second]) % 5).numpy()
-    near = pad(n, first, second, np.zeros((len(first), 3), np.float32), relation)
+    graph = BeadGraph(n, first, second, np.zeros((len(first), 3), np.float32), relation)
+    near = graph.neighbours(np.arange(n))
     index = torch.from_numpy(near.index)
     present = torch.from_numpy(near.present)
     displacement = (beads[index] - beads[:, None]) * present[..., None]

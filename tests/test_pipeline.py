@@ -12,7 +12,8 @@ import pytest
 import torch
 from mdbackmap.errors import FrameError, ModelError
 from mdbackmap.geometry.boxes import Unwrapper
-from mdbackmap.graph.neighbours import find_pairs, pad, relations
+from mdbackmap.graph.chunks import BeadGraph
+from mdbackmap.graph.neighbours import find_pairs, relations
 from mdbackmap.models import checkpoint
 from mdbackmap.models.hierarchical import place_atoms
 from mdbackmap.models.library import shipped
@@ -57,8 +58,9 @@ def test_the_answer_is_the_networks(membrane_system, tiny_model, patch):
     backmapper = Backmapper(system, tiny_model, RAW)
     whole, box = backmapper.unwrap(*patch), patch[1]
     first, second, vectors = find_pairs(whole, box, tiny_model.cutoff)
-    relation = relations(first, second, system.bead_residue, system.next_residue, system.bridges)
-    near = pad(system.n_beads, first, second, vectors, relation)
+    relation = relations(first, second, system.bead_residue, system.next_residue, system.bridges, 5)
+    graph = BeadGraph(system.n_beads, first, second, vectors, relation)
+    near = graph.neighbours(np.arange(system.n_beads))
     index, displacement, kind, present = map(
         torch.from_numpy, (near.index, near.vectors, near.relation, near.present)
     )
@@ -575,9 +577,7 @@ def test_a_settled_peptide_is_the_same_whatever_a_frame_predicts(
     system = ubiquitin_system
     here = system.backbone.omegas[prolines(system)]
     frames = [beads_of(ubiquitin, system, k)[0] for k in (30, 15, 0)]
-    backmapper, undecided = (
-        Backmapper(system, "martini3") for _ in range(2)
-    )
+    backmapper, undecided = (Backmapper(system, "martini3") for _ in range(2))
     # It may have been in use before.
     backmapper(*beads_of(ubiquitin, system))
     backmapper.inspect(frames, [None] * 3)
@@ -635,3 +635,19 @@ def test_a_second_look_undoes_the_first(ubiquitin, ubiquitin_system):
     assert (backmapper.noise, backmapper.checkpoint.card["name"]) == (SIMULATED_NOISE, "martini3")
     assert backmapper.system is ubiquitin_system
     assert np.array_equal(backmapper(*simulated), expected)
+
+
+@pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")
+def test_a_model_that_does_not_fit_the_beads_is_warned_about(ubiquitin, ubiquitin_system, caplog):
+    system = ubiquitin_system
+    frames, boxes = zip(*(beads_of(ubiquitin, system, k) for k in (0, 15)), strict=True)
+    Backmapper(system, "martini3-mapped").inspect(frames, boxes)
+    assert "martini3-mapped was trained on beads at most 0 Å" in caplog.text
+    caplog.clear()
+    Backmapper(system, "martini3", Options(noise=0.9)).inspect(frames, boxes)
+    assert "at most 0.5 Å" in caplog.text
+    assert "0.9 Å off" in caplog.text
+    caplog.clear()
+    Backmapper(system, "martini3").inspect(frames, boxes)
+    Backmapper(system, "martini3-mapped", Options(noise=0.0)).inspect(frames, boxes)
+    assert not caplog.text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.models import checkpoint
-from mdbackmap.models.encoder import SIMULATED_NOISE
+from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
 from mdbackmap.training import trainer as trainers
 from mdbackmap.training.config import Noise, TrainConfig
 from mdbackmap.training.dataset import ATOM_STEP, Builder, PreparedSet
@@ -305,10 +305,10 @@ def test_the_card_tells_the_largest_noise_of_training(options, sets, data, noise
 def test_a_sample_may_be_used_as_it_is_whatever_is_told(sets):
     sample, rng = PreparedSet(sets / "moved.npz")[0], np.random.default_rng(0)
     noise = Noise(clean=0.0)
-    batch = trainers.make_batch(sample, 8.0, noise, rng, told=0.2)
+    batch = trainers.make_batch(sample, EncoderConfig(), noise, rng, told=0.2)
     assert np.array_equal(batch.beads.numpy(), sample.bead_position)
     assert batch.inputs[2].tolist() == pytest.approx([0.2] * sample.n_beads)
-    other = trainers.make_batch(sample, 8.0, noise, rng)
+    other = trainers.make_batch(sample, EncoderConfig(), noise, rng)
     assert not np.allclose(other.beads.numpy(), sample.bead_position, atol=0.01)
 
 

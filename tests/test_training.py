@@ -386,14 +386,14 @@ def backbone(sample: Sample) -> list[int]:
 
 def test_a_batch_holds_what_the_losses_compare_with(lipid_sample):
     rng = np.random.default_rng(0)
-    batch = make_batch(lipid_sample, 8.0, QUIET, rng, forget_residue=1.0)
+    batch = make_batch(lipid_sample, EncoderConfig(), QUIET, rng, forget_residue=1.0)
     assert batch.target.numpy() == pytest.approx(place(lipid_sample), abs=1e-5)
     assert not batch.inputs[1].any()
     assert batch.inputs[2].tolist() == [0.0] * 12
     # Terms that touch atoms not to be learnt from are left out.
     assert lipid_sample.usable[batch.bonds[0].numpy()].all()
     assert 0 < len(batch.bonds[0]) < len(lipid_sample.bonds[0])
-    told = make_batch(lipid_sample, 8.0, QUIET, rng, level=0.3)
+    told = make_batch(lipid_sample, EncoderConfig(), QUIET, rng, level=0.3)
     assert told.inputs[2].tolist() == pytest.approx([0.3] * 12)
     assert told.beads.numpy() != pytest.approx(lipid_sample.bead_position, abs=0.05)
     moved = batch.to("cpu")
@@ -409,7 +409,9 @@ def batch(peptide_sample, lipid_sample):
     lipid_sample = dataclasses.replace(
         lipid_sample, box=None, usable=np.ones(len(lipid_sample.atom_key), bool)
     )
-    return make_batch(join([peptide_sample, lipid_sample]), 8.0, QUIET, np.random.default_rng(0))
+    return make_batch(
+        join([peptide_sample, lipid_sample]), EncoderConfig(), QUIET, np.random.default_rng(0)
+    )
 
 
 def test_the_truth_costs_nothing(batch):
@@ -503,7 +505,7 @@ def test_gradients_are_finite_even_where_all_atoms_coincide(batch):
 
 def test_a_sample_without_any_usable_atom_has_a_loss_of_zero(lipid_sample):
     sample = dataclasses.replace(lipid_sample, usable=np.zeros_like(lipid_sample.usable))
-    batch = make_batch(sample, 8.0, QUIET, np.random.default_rng(0))
+    batch = make_batch(sample, EncoderConfig(), QUIET, np.random.default_rng(0))
     positions = torch.zeros_like(batch.target).requires_grad_()
     loss = sum(loss_terms(positions, batch, Losses()).values())
     loss.backward()

@@ -61,8 +61,12 @@ class Pairs:
 
     def joined(self, other: Pairs) -> Pairs:
         """Return these pairs and others."""
-        return Pairs(*(torch.cat(both) for both in zip(vars(self).values(),
-                                                       vars(other).values(), strict=True)))
+        return Pairs(
+            *(
+                torch.cat(both)
+                for both in zip(vars(self).values(), vars(other).values(), strict=True)
+            )
+        )
 
     def add_to(self, step: Tensor, positions: Tensor) -> None:
         """Add what either point would have to move; both arrays (3, n), Å."""
@@ -381,9 +385,7 @@ class BlockIdealiser:
     ) -> None:  # fmt: skip
         cuts = _cuts(constraints.bonds, members, n_atoms, block)
         # Beads lie in the order of their atoms' molecules.
-        bead_cuts = np.append(
-            np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads
-        )
+        bead_cuts = np.append(np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads)
         terms = _split_constraints(constraints, cuts)
         of_member = _block_of(members[:, 1:], cuts)
         self.blocks: list[tuple[slice, slice, Idealiser]] = []

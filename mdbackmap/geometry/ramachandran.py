@@ -72,8 +72,6 @@ def way_back(contour: float) -> np.ndarray:
     here = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), axis=-1)
     for kind, share in enumerate(shares):
         tiled = np.tile(share > contour, (3, 3))
-        nearest = ndimage.distance_transform_edt(
-            tiled, return_distances=False, return_indices=True
-        )
+        nearest = ndimage.distance_transform_edt(tiled, return_distances=False, return_indices=True)
         ways[kind] = np.moveaxis(nearest, 0, -1)[n : 2 * n, n : 2 * n] - n - here
     return ways * np.float32(2 * np.pi / n)

@@ -1,13 +1,17 @@
-"""Pairs of a whole system, handed out as padded chunks of consecutive beads."""
+"""Pairs of a whole system, handed out as padded chunks of beads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from mdbackmap.graph.neighbours import Neighbours, pad
+from mdbackmap.graph.neighbours import Neighbours
+
+WINDOW = 16
+"""Chunks made together: beads with like numbers of neighbours share one, for less padding."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,44 @@ class BeadGraph:
     vectors: np.ndarray
     relation: np.ndarray
 
-    def chunks(self, size: int) -> Iterator[tuple[int, int, Neighbours]]:
-        """Yield ``start, stop, neighbours`` that cover all beads in order.
+    @cached_property
+    def count(self) -> np.ndarray:
+        """Neighbours of each bead, shape (n_beads,)."""
+        return np.bincount(self.first, minlength=self.n_beads)
 
-        The indices of the neighbours are those of the whole system.
+    @cached_property
+    def _start(self) -> np.ndarray:
+        return np.cumsum(self.count) - self.count
+
+    def neighbours(self, beads: np.ndarray) -> Neighbours:
+        """Neighbours of some beads, shape (n,), in the numbering of the whole system."""
+        count = self.count[beads][:, None]
+        column = np.arange(max(1, int(count.max(initial=0))))
+        present = column < count
+        if not len(self.first):
+            shape = present.shape
+            return Neighbours(
+                np.repeat(beads[:, None], len(column), axis=1), np.zeros((*shape, 3), np.float32),
+                np.zeros(shape, np.int64), present,
+            )  # fmt: skip
+        pair = np.where(present, self._start[beads][:, None] + column, 0)
+        return Neighbours(
+            np.where(present, self.second[pair], beads[:, None]),
+            self.vectors[pair] * present[..., None],
+            self.relation[pair] * present,
+            present,
+        )
+
+    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
+        """Yield beads and their neighbours so that every bead comes once, at most ``size`` at once.
+
+        The order is of the graph's choice. The indices of neighbours are those of the whole system.
         """
         if size < 1:
             raise ValueError(f"chunk size {size}: expected at least one bead")
-        for start in range(0, self.n_beads, size):
-            stop = min(start + size, self.n_beads)
-            a, b = np.searchsorted(self.first, [start, stop])
-            near = pad(
-                stop - start, self.first[a:b] - start, self.second[a:b], self.vectors[a:b],
-                self.relation[a:b],
-            )  # fmt: skip
-            # Padding points at a bead of the chunk, in the numbering of the whole.
-            index = np.where(near.present, near.index, near.index + start)
-            yield start, stop, Neighbours(index, near.vectors, near.relation, near.present)
+        for start in range(0, self.n_beads, WINDOW * size):
+            near_together = np.arange(start, min(start + WINDOW * size, self.n_beads))
+            order = near_together[np.argsort(-self.count[near_together], kind="stable")]
+            for k in range(0, len(order), size):
+                beads = order[k : k + size]
+                yield beads, self.neighbours(beads)

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from vesin import NeighborList
 
-RELATIONS = ("other", "same residue", "next residue", "previous residue", "bridged residue")
-"""How a neighbour is bonded to a bead's residue; the network tells them apart."""
+RELATIONS = (
+    "other", "same residue", "next residue", "previous residue", "bridged residue",
+    "second next", "second previous", "third next", "third previous",
+    "fourth next", "fourth previous",
+)  # fmt: skip
+"""How a neighbour is bonded to a bead's residue; a network tells the first few or all apart."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +91,24 @@ def relations(
     residue: np.ndarray,
     next_residue: np.ndarray,
     bridges: np.ndarray,
+    kinds: int,
 ) -> np.ndarray:
-    """Return the relation of each pair (see `RELATIONS`), shape=(m,), int64."""
+    """Return the relation of each pair, one of the first ``kinds`` of `RELATIONS`.
+
+    Shape (m,), int64; what a network does not tell apart is "other".
+    """
     here, there = residue[first], residue[second]
     bridge = np.full(len(next_residue), -2, dtype=np.int64)
     if len(bridges):
         bridge[bridges[:, 0]] = bridges[:, 1]
         bridge[bridges[:, 1]] = bridges[:, 0]
-    return np.select(
-        [here == there, next_residue[here] == there, next_residue[there] == here,
-         bridge[here] == there],
-        [1, 2, 3, 4],
-        default=0,
-    ).astype(np.int64)  # fmt: skip
-
-
-def pad(
-    n: int, first: np.ndarray, second: np.ndarray, vectors: np.ndarray, relation: np.ndarray
-) -> Neighbours:
-    """Lay sorted pairs out as padded rows."""
-    count = np.bincount(first, minlength=n)
-    k = max(1, int(count.max(initial=0)))
-    column = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-    index = np.repeat(np.arange(n)[:, None], k, axis=1)
-    padded = np.zeros((n, k, 3), dtype=np.float32)
-    kind = np.zeros((n, k), dtype=np.int64)
-    index[first, column] = second
-    padded[first, column] = vectors
-    kind[first, column] = relation
-    return Neighbours(index, padded, kind, np.arange(k) < count[:, None])
+    # One more place for "no residue", so that steps beyond the end of a chain stay there.
+    following = np.append(np.where(next_residue < 0, len(next_residue), next_residue),
+                          len(next_residue))  # fmt: skip
+    conditions = [here == there]
+    after, before = following[here], following[there]
+    for _ in range(1 + (kinds - 5) // 2):
+        conditions += [after == there, before == here]
+        after, before = following[after], following[before]
+    conditions.insert(3, bridge[here] == there)
+    return np.select(conditions, range(1, kinds), default=0).astype(np.int64)

@@ -58,7 +58,6 @@ class Checkpoint:
         """Radius within which beads see one another, Å."""
         return self.network.encoder.config.cutoff
 
-
     @property
     def largest_noise(self) -> float:
         """Largest noise on its beads the network has been told of in training, Å."""

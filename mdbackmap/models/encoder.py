@@ -47,13 +47,15 @@ class EncoderConfig:
     cutoff: float = 8.0
     """Radius within which beads see one another, Å."""
     relations: int = 5
-    """Kinds of neighbours told apart (same residue, next, previous, bridged, other)."""
+    """Kinds of neighbours told apart: the first so many of `graph.neighbours.RELATIONS`."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             whole = name == "cutoff" or (isinstance(value, int) and value <= LARGEST)
             if not (isinstance(value, (int, float)) and whole and 0 < value < math.inf):
                 raise ValueError(f"encoder: {name} {value!r} makes no network")
+        if self.relations not in (5, 7, 9, 11):
+            raise ValueError(f"encoder: {self.relations} relations make no network")
 
     @property
     def irreps(self) -> Irreps:
@@ -79,7 +81,8 @@ class RadialBasis(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Return the basis, shape (..., size), for distances in Å."""
         x = (distance / self.cutoff).clamp(max=1.0)
-        envelope = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
+        cube = x * x * x
+        envelope = 1 - cube * cube * (28 - x * (48 - 21 * x))
         safe = distance.clamp(min=0.2)[..., None]
         wave = torch.sin(self.frequency * safe) / safe
         return wave * (envelope * math.sqrt(2 / self.cutoff))[..., None]
@@ -92,6 +95,13 @@ def bounded(vectors: Tensor) -> Tensor:
     in any training structure.
     """
     return vectors * torch.rsqrt(1 + (vectors * vectors).sum(1, keepdim=True).mean(2, keepdim=True))
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross products along the second axis of (n, 3, v); several times faster than torch's."""
+    x, y, z = a.unbind(1)
+    u, v, w = b.unbind(1)
+    return torch.stack([y * w - z * v, z * u - x * w, x * v - y * u], dim=1)
 
 
 class Layer(nn.Module):
@@ -124,7 +134,7 @@ class Layer(nn.Module):
 
     def forward(
         self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor, radial: Tensor,
-        unit: Tensor, relation: Tensor, sent: Tensor | None = None,
+        angular: Tensor, relation: Tensor, sent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Update the features of some beads.
 
@@ -135,7 +145,8 @@ class Layer(nn.Module):
         here : Tensor, shape=(n,), int64
             The beads to update.
         index, relation : Tensor, shape=(n, k), int64
-        radial : Tensor, shape=(n, r, k); unit : Tensor, shape=(n, k, 3)
+        radial : Tensor, shape=(n, r, k); angular : Tensor, shape=(n, 3 r, k)
+            See `Encoder.geometry`.
         sent : Tensor, optional
             What `offer` returned, worked out once where a layer is run in chunks.
         """
@@ -149,25 +160,24 @@ class Layer(nn.Module):
         else:
             sent = sent.index_select(0, index.reshape(-1)).view(n, k, c + v)
             sent = sent * self.relation(relation)
-        angular = (radial[:, :, None, :] * unit.transpose(1, 2)[:, None]).flatten(1, 2)
         sum_s = torch.bmm(radial, sent[..., :c]).flatten(1)
-        sum_v = torch.bmm(angular, sent[..., c:]).view(n, r, 3, v)
-        parts_v = [sum_v]
-        if not self.first:
+        sum_v = torch.bmm(angular, sent[..., c:]).view(n, 3, r * v)
+        if self.first:
+            message_s, message_v = self.mix_scalar(sum_s), self.mix_vector(sum_v)
+        else:
             theirs = vectors.flatten(1).index_select(0, index.reshape(-1)).view(n, k, 3 * v)
-            carried = torch.bmm(radial, theirs).view(n, r, 3, v)
-            # unit vector (axis 2) times neighbour's vector (axis 3): its trace and its
+            carried = torch.bmm(radial, theirs).view(n, r, 3, v).transpose(1, 2)
+            # unit vector (first axis) times neighbour's vector (second axis): its trace and its
             # antisymmetric part are the sums of dot and cross products.
-            x, y, z = torch.bmm(angular, theirs).view(n, r, 3, 3, v).unbind(2)
+            x, y, z = torch.bmm(angular, theirs).view(n, 3, r, 3, v).unbind(1)
             along = x[:, :, 0] + y[:, :, 1] + z[:, :, 2]
             turned = torch.stack(
-                [y[:, :, 2] - z[:, :, 1], z[:, :, 0] - x[:, :, 2], x[:, :, 1] - y[:, :, 0]], dim=2
+                [y[:, :, 2] - z[:, :, 1], z[:, :, 0] - x[:, :, 2], x[:, :, 1] - y[:, :, 0]], dim=1
             )
-            sum_s = torch.cat([sum_s, along.flatten(1)], dim=1)
-            parts_v += [carried, turned]
-        message_s = self.mix_scalar(sum_s)
-        stacked = torch.cat([part.transpose(1, 2).flatten(2) for part in parts_v], dim=2)
-        message_v = self.mix_vector(stacked)
+            message_s = self.mix_scalar(torch.cat([sum_s, along.flatten(1)], dim=1))
+            message_v = self.mix_vector(
+                torch.cat([sum_v, carried.flatten(2), turned.flatten(2)], dim=2)
+            )
         message_v = bounded(message_v + own_v)
         left, right = self.left(message_v), self.right(message_v)
         dots = (left * right).sum(1)
@@ -175,7 +185,7 @@ class Layer(nn.Module):
         update = self.update(torch.cat([own_s, message_s, dots, size], dim=1))
         grow, gates = update[:, : own_s.shape[1]], update[:, own_s.shape[1] :]
         gate_a, gate_b, gate_c = gates[:, None].split(self.v, dim=2)
-        turned = torch.linalg.cross(left, right, dim=1)
+        turned = cross(left, right)
         new_v = own_v + gate_a * message_v + gate_b * self.cross(turned) + gate_c * left
         return self.norm(own_s + grow), bounded(new_v)
 
@@ -214,8 +224,13 @@ class Encoder(nn.Module):
         return scalars, scalars.new_zeros(len(bead), 3, self.config.vectors)
 
     def geometry(self, displacement: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Return radial functions (n, r, k) and unit vectors (n, k, 3) of padded neighbours."""
+        """Return radial functions of padded neighbours, and their products with unit vectors.
+
+        Shapes (n, r, k) and (n, 3 r, k), the axis of the unit vector first.
+        """
         distance = torch.sqrt((displacement * displacement).sum(-1) + 1e-12)
         unit = displacement / distance.clamp(min=0.1)[..., None]
         radial = self.basis(distance) * present[..., None]
-        return radial.transpose(1, 2).contiguous(), unit
+        radial = radial.transpose(1, 2).contiguous()
+        angular = unit.transpose(1, 2)[:, :, None] * radial[:, None]
+        return radial, angular.flatten(1, 2)

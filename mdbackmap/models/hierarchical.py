@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mdbackmap.models.encoder import Encoder, EncoderConfig
+from mdbackmap.models.encoder import Encoder, EncoderConfig, cross
 
 
 class HierarchicalVectors(nn.Module):
@@ -35,7 +35,7 @@ class HierarchicalVectors(nn.Module):
     def bead_vectors(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         """Return the vectors a bead's atoms are read from, shape (n, 3, width)."""
         left, right = self.left(vectors), self.right(vectors)
-        both = torch.cat([vectors, torch.linalg.cross(left, right, dim=1)], dim=2)
+        both = torch.cat([vectors, cross(left, right)], dim=2)
         gate = self.gate(torch.cat([scalars, (left * right).sum(1)], dim=1))
         return self.expand(both) * gate[:, None]
 
@@ -64,10 +64,10 @@ class HierarchicalVectors(nn.Module):
             Vectors from each atom's anchor to the atom.
         """
         scalars, vectors = self.encoder.embed(bead, residue, noise)
-        radial, unit = self.encoder.geometry(displacement, present)
+        radial, angular = self.encoder.geometry(displacement, present)
         everyone = torch.arange(len(bead), device=bead.device)
         for layer in self.encoder.layers:
-            scalars, vectors = layer(scalars, vectors, everyone, index, radial, unit, relation)
+            scalars, vectors = layer(scalars, vectors, everyone, index, radial, angular, relation)
         return self.atom_vectors(self.bead_vectors(scalars, vectors), atom_bead, atom_key)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdbackmap.models.encoder import Encoder
+from mdbackmap.models.encoder import Encoder, Layer
 from mdbackmap.models.hierarchical import HierarchicalVectors
 
 MANY_BEADS = 50_000
@@ -24,10 +24,14 @@ MANY_BEADS = 50_000
 
 @dataclass
 class Chunk:
-    """Neighbours of the beads ``start`` to ``stop``; shapes as in the encoder."""
+    """Some beads, their neighbours, and the places of their atoms; shapes as in the encoder.
 
-    start: int
-    stop: int
+    ``atoms`` are rows of the answer, ``owner`` the places of their beads in ``beads``.
+    """
+
+    beads: Tensor
+    atoms: Tensor
+    owner: Tensor
     index: Tensor
     vectors: Tensor
     relation: Tensor
@@ -35,7 +39,7 @@ class Chunk:
     _geometry: tuple[Tensor, Tensor] | None = None
 
     def geometry(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
-        """Radial functions and unit vectors, worked out once for all layers."""
+        """`Encoder.geometry`, worked out once for all layers."""
         if self._geometry is None:
             self._geometry = encoder.geometry(self.vectors, self.present)
         return self._geometry
@@ -47,7 +51,6 @@ def predict_in_chunks(
     residue: Tensor,
     noise: Tensor,
     chunks: Callable[[], Iterable[Chunk]],
-    atom_bead: Tensor,
     atom_key: Tensor,
 ) -> Tensor:
     """Predict the anchor-to-atom vectors of a system.
@@ -55,37 +58,51 @@ def predict_in_chunks(
     Parameters
     ----------
     chunks : callable
-        Gives chunks that cover all beads in order, once for every layer.
-    atom_bead, atom_key : Tensor, shape=(n_atoms,), int64
-        Sorted by ``atom_bead``.
+        Gives chunks that cover all beads, once for every layer.
+    atom_key : Tensor, shape=(n_atoms,), int64
 
     Returns
     -------
     Tensor, shape=(n_atoms, 3), Å
     """
+    encoder = network.encoder
+    *inner, last = encoder.layers
     with torch.inference_mode():
-        encoder = network.encoder
-        scalars, vectors = encoder.embed(bead, residue, noise)
-        result = vectors.new_empty(len(atom_bead), 3)
-        last = len(encoder.layers) - 1
-        for depth, layer in enumerate(encoder.layers):
-            new_scalars, new_vectors = torch.empty_like(scalars), torch.empty_like(vectors)
-            sent = layer.offer(scalars, compact=len(scalars) > MANY_BEADS)
-            for chunk in chunks():
-                here = torch.arange(chunk.start, chunk.stop, device=bead.device)
-                radial, unit = chunk.geometry(encoder)
-                s, v = layer(
-                    scalars, vectors, here, chunk.index, radial, unit, chunk.relation, sent
-                )
-                if depth < last:
-                    new_scalars[here], new_vectors[here] = s, v
-                    continue
-                first, stop = torch.searchsorted(
-                    atom_bead, torch.tensor([chunk.start, chunk.stop], device=bead.device)
-                ).tolist()
-                own = slice(first, stop)
-                result[own] = network.atom_vectors(
-                    network.bead_vectors(s, v), atom_bead[own] - chunk.start, atom_key[own]
-                )
-            scalars, vectors = new_scalars, new_vectors
+        features = encoder.embed(bead, residue, noise)
+        for layer in inner:
+            features = _update(encoder, layer, features, chunks())
+        result = features[1].new_empty(len(atom_key), 3)
+        run = _run(encoder, last, features)
+        for chunk in chunks():
+            result[chunk.atoms] = network.atom_vectors(
+                network.bead_vectors(*run(chunk)), chunk.owner, atom_key[chunk.atoms]
+            )
         return result
+
+
+Features = tuple[Tensor, Tensor]
+
+
+def _run(encoder: Encoder, layer: Layer, features: Features) -> Callable[[Chunk], Features]:
+    """Return what gives a layer's features of a chunk's beads."""
+    scalars, vectors = features
+    sent = layer.offer(scalars, compact=len(scalars) > MANY_BEADS)
+
+    def run(chunk: Chunk) -> Features:
+        radial, angular = chunk.geometry(encoder)
+        return layer(
+            scalars, vectors, chunk.beads, chunk.index, radial, angular, chunk.relation, sent
+        )  # fmt: skip
+
+    return run
+
+
+def _update(
+    encoder: Encoder, layer: Layer, features: Features, chunks: Iterable[Chunk]
+) -> Features:
+    """Return a layer's features of all beads."""
+    run = _run(encoder, layer, features)
+    scalars, vectors = map(torch.empty_like, features)
+    for chunk in chunks:
+        scalars[chunk.beads], vectors[chunk.beads] = run(chunk)
+    return scalars, vectors

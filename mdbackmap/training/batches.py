@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from mdbackmap.geometry.bead_bonds import bead_pairs
-from mdbackmap.graph.neighbours import find_pairs, pad, relations
+from mdbackmap.graph.chunks import BeadGraph
+from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.models.encoder import EncoderConfig
 from mdbackmap.training.config import Noise
 from mdbackmap.training.dataset import Sample
 
@@ -186,7 +188,7 @@ def shake(sample: Sample, noise: Noise, rng: np.random.Generator) -> tuple[np.nd
 
 
 def make_batch(
-    sample: Sample, cutoff: float, noise: Noise, rng: np.random.Generator,
+    sample: Sample, encoder: EncoderConfig, noise: Noise, rng: np.random.Generator,
     forget_residue: float = 0.0, level: float | None = None, told: float | None = None,
 ) -> Batch:  # fmt: skip
     """Build the tensors of one step.
@@ -205,11 +207,13 @@ def make_batch(
     else:
         beads = sample.bead_position + rng.normal(0, level, sample.bead_position.shape)
         beads, told = beads.astype(np.float32), level
-    first, second, vectors = find_pairs(beads, sample.box, cutoff)
+    first, second, vectors = find_pairs(beads, sample.box, encoder.cutoff)
     bridges = np.stack([np.flatnonzero(sample.bridge >= 0),
                         sample.bridge[sample.bridge >= 0]], axis=1)  # fmt: skip
-    relation = relations(first, second, sample.bead_residue, sample.next_residue, bridges)
-    near = pad(sample.n_beads, first, second, vectors, relation)
+    relation = relations(first, second, sample.bead_residue, sample.next_residue, bridges,
+                         encoder.relations)  # fmt: skip
+    graph = BeadGraph(sample.n_beads, first, second, vectors, relation)
+    near = graph.neighbours(np.arange(sample.n_beads))
     names = sample.residue_name.copy()
     names[rng.random(len(names)) < forget_residue] = 0
     target = sample.bead_position[sample.atom_bead] + sample.offset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,6 @@ class DataSource(_Strict):
     )
 
 
-
 class Network(_Strict):
     """Architecture of the network."""
 
@@ -36,6 +35,10 @@ class Network(_Strict):
     radial: int = Field(8, ge=2, description="Radial functions.")
     layers: int = Field(3, ge=1, description="Message layers.")
     cutoff: float = Field(8.0, gt=1, description="Radius within which beads see one another, Å.")
+    relations: Literal[5, 7, 9, 11] = Field(
+        5, description="Kinds of neighbours told apart: same residue, next, previous, bridged and "
+        "other; 7, 9, 11 also tell the second, third and fourth residue along the chain.",
+    )  # fmt: skip
 
 
 class Noise(_Strict):
@@ -89,6 +92,10 @@ class TrainConfig(_Strict):
     )
     batch_beads: int = Field(600, ge=50, description="Beads per step; larger systems are cut.")
     learning_rate: float = Field(4e-3, gt=0, description="Peak of a warm-up and cosine schedule.")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="Shrinks the matrices of linear layers at every step, times the "
+        "learning rate; 0.1 holds back a network that learns its structures by heart.",
+    )  # fmt: skip
     average: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of weights.")
     forget_residue: float = Field(
         0.1, ge=0, le=1, description="Share of residues shown without their name, so that beads "

@@ -20,14 +20,18 @@ class Optimizer:
     ----------
     network : torch.nn.Module
     learning_rate : float
+    weight_decay : float
+        Of the matrices of linear layers.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float) -> None:
+    def __init__(
+        self, network: nn.Module, learning_rate: float, weight_decay: float = 1e-4
+    ) -> None:
         matrices = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
         known = {id(p) for p in matrices}
         rest = [p for p in network.parameters() if id(p) not in known]
         self._parts = (
-            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=1e-4,
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
                              adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=learning_rate, weight_decay=1e-5),
         )  # fmt: skip

@@ -203,7 +203,7 @@ class Trainer:
         if config.start_from:
             self._start_from(config.start_from)
         self.average.load_state_dict(self.network.state_dict())
-        self.optimizer = Optimizer(self.network, config.learning_rate)
+        self.optimizer = Optimizer(self.network, config.learning_rate, config.weight_decay)
         self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
         self.output = Path(config.output)
         mapped = [source for source in self.sources if not source.simulated]
@@ -300,7 +300,7 @@ class Trainer:
             others = [s for s, d in zip(self.sources, config.data, strict=True) if not d.surround]
         sample = self.sources[which].draw(self.rng, others)
         told = SIMULATED_NOISE if self.sources[which].simulated else None
-        batch = make_batch(sample, self.encoder.cutoff, config.noise, self.rng,
+        batch = make_batch(sample, self.encoder, config.noise, self.rng,
                            config.forget_residue, told=told).to(config.device)  # fmt: skip
         warm_up = min(WARM_UP, 1 + config.steps // 10) if config.steps else WARM_UP
         warm = min(1.0, (self.step + 1) / warm_up)
@@ -361,7 +361,7 @@ class Trainer:
                 sample = random_piece(samples[k], 3000, rng)
                 if not sample.usable.any():
                     continue
-                batch = make_batch(sample, self.encoder.cutoff, self.config.noise, rng,
+                batch = make_batch(sample, self.encoder, self.config.noise, rng,
                                    **noise).to(self.config.device)  # fmt: skip
                 values.append(rmsd(predict(network, batch), batch))
         return float(np.mean(values)) if values else math.nan
