@@ -17,24 +17,20 @@ from mdbackmap.geometry.bead_bonds import lengths_by_kind, unlike
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
-from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import close_pairs, find_pairs, relations
+from mdbackmap.geometry.rings import RingGuard
+from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.system import System
-from mdbackmap.models import checkpoint as checkpoints
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
-from mdbackmap.models.hierarchical import place_atoms
-from mdbackmap.models.library import DEFAULT_MODEL, resolve, shipped
-from mdbackmap.models.predict import Chunk, predict_in_chunks
+from mdbackmap.models.library import DEFAULT_MODEL, shipped
+from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, place_parts
 from mdbackmap.validation.measures import torsions
-from mdbackmap.vocabulary import Vocabulary, match
+from mdbackmap.vocabulary import Vocabulary, known_templates, match
 
 _log = logging.getLogger("mdbackmap")
 
 CHUNK_SIZE = 256
 """Beads predicted together; about 5 MB of memory, which fits caches."""
-FEW_BEADS = 20_000
-"""Up to so many, the neighbours of all chunks are kept from layer to layer (60 MB)."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
 IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0, "momentum": 0.3}
@@ -81,9 +77,9 @@ class Backmapper:
     Parameters
     ----------
     system : System
-    model : str, Path or Checkpoint, optional
-        Name of a shipped model, a weights file, or a loaded checkpoint; by default the shipped
-        model that knows the system's beads.
+    model : str, Path or Checkpoint, or a sequence of them, optional
+        Names of shipped models, weights files, or loaded checkpoints; by default the shipped
+        model that knows the system's beads. Of several that know a residue the last places it.
     options : Options, optional
 
     Raises
@@ -102,25 +98,25 @@ class Backmapper:
     """
 
     def __init__(
-        self, system: System, model: str | Path | Checkpoint | None = None,
+        self, system: System,
+        model: str | Path | Checkpoint | Sequence[str | Path | Checkpoint] | None = None,
         options: Options | None = None,
     ) -> None:  # fmt: skip
         self.layout = self.system = system
         self.options = options or Options()
         _check_device(self.options.device)
-        self._atoms_by_bead = np.argsort(system.atom_bead, kind="stable")
-        self._atom_count = np.bincount(system.atom_bead, minlength=system.n_beads)
-        self._first_atom = np.cumsum(self._atom_count) - self._atom_count
-        self._asked = fitting_model(system) if model is None else model
-        self._model: str | Path | Checkpoint | None = None
-        self._checkpoint: Checkpoint | None = None
+        given = [model] if isinstance(model, (str, Path, Checkpoint)) else model
+        models = [Model(m, self.options.device) for m in given or ()]
+        if not models:
+            name = fitting_model(system)
+            models = [Model(name, self.options.device)] if name else []
+        self._shares = share_out(system, models)
+        self._asked: Model | None = self._shares[0][0]
+        self._borrowed: set[str] = set()
         self._use(self._asked)
         self.unwrap = Unwrapper(system.bead_parent)
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
-        self._anchors = torch.from_numpy(system.anchors)
-        self._levels = torch.from_numpy(system.levels)
-        self._atom_bead = torch.from_numpy(system.atom_bead)
         self._trust(self.options.noise, simulated=True)
 
     @functools.cached_property
@@ -129,18 +125,49 @@ class Backmapper:
         system = self.system
         return BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            self.backbone, **(IDEALISE_MAPPED if self.noise == 0.0 else IDEALISE_SIMULATED),
+            self.backbone, **self._idealising,
         )  # fmt: skip
 
-    def _use(self, model: str | Path | Checkpoint) -> None:
-        """Take a model into use."""
-        if model is not self._model:
-            self._model, self._checkpoint = model, None
-        known = getattr(self, "vocabulary", None)
-        self.vocabulary: Vocabulary = match(self.system, self.checkpoint)
-        for key, other in self.vocabulary.borrowed.items():
-            if known is None or key not in known.borrowed:
-                _log.warning("bead %s is new to the model; it borrows weights of %s", key, other)
+    @functools.cached_property
+    def ring_guard(self) -> RingGuard:
+        """What takes bonds out of rings; made when the first frame needs it."""
+        system = self.system
+        return RingGuard(
+            system.constraints, self.contact_rules, system.members, system.weights,
+            self.backbone, **self._idealising,
+        )  # fmt: skip
+
+    @property
+    def _idealising(self) -> dict[str, float]:
+        return IDEALISE_MAPPED if self.noise == 0.0 else IDEALISE_SIMULATED
+
+    def _forget_geometry(self) -> None:
+        """Have what depends on the backbone and on the kind of beads made anew."""
+        for name in ("idealiser", "ring_guard"):
+            self.__dict__.pop(name, None)
+
+    def _use(self, model: Model | None) -> None:
+        """Take a model into use for what the first of the models places."""
+        self._model = model
+        self._parts = []
+        for own, residues in [(model, self._shares[0][1]), *self._shares[1:]]:
+            whole = residues.all()
+            part, beads, atoms = (
+                (self.system, np.arange(self.system.n_beads), np.arange(self.system.n_atoms))
+                if whole else self.system.of_residues(residues)
+            )  # fmt: skip
+            if own is None:
+                self._parts.append((ConformerPredictor(part), beads, atoms))
+                continue
+            predictor = NetworkPredictor(part, own, self.options.chunk_size)
+            self._parts.append((predictor, beads, atoms))
+            borrowed = predictor.vocabulary.borrowed
+            for key in borrowed.keys() - self._borrowed:
+                _log.warning(
+                    "bead %s is new to the model; it borrows weights of %s", key, borrowed[key]
+                )
+            self._borrowed |= borrowed.keys()
+        self._forget_geometry()
 
     def _trust(self, noise: float | None, *, simulated: bool) -> None:
         """Settle what the network is told of the beads, and which of a pair of models it is."""
@@ -148,25 +175,32 @@ class Backmapper:
             self._use(self._asked)
         if noise is None:
             noise = SIMULATED_NOISE if simulated else 0.0
+        self.noise = noise
+        self._forget_geometry()
+        if self.checkpoint is None:
+            return
         self.noise = min(noise, self.checkpoint.largest_noise)
-        self.__dict__.pop("idealiser", None)
         if noise == 0.0 and self.checkpoint.for_mapped_beads:
-            self._use(self.checkpoint.for_mapped_beads)
+            self._use(Model(self.checkpoint.for_mapped_beads, self.options.device))
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """The loaded model; read again where a process got this object by pickle."""
-        if self._checkpoint is None:
-            model = self._model
-            loaded = model if isinstance(model, Checkpoint) else checkpoints.load(resolve(model))
-            loaded.network.to(self.options.device)
-            self._checkpoint = loaded
-        return self._checkpoint
+    def checkpoint(self) -> Checkpoint | None:
+        """The first model; None where conformers are all there is."""
+        return self._model.checkpoint if self._model else None
 
-    def __getstate__(self) -> dict:
-        """Pickle the model by name, so that workers load it themselves."""
-        keep_model = isinstance(self._model, Checkpoint)
-        return {**self.__dict__, "_checkpoint": self._checkpoint if keep_model else None}
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the first model knows of the beads it places."""
+        return self._parts[0][0].vocabulary
+
+    @property
+    def models(self) -> list[str]:
+        """Names of what places the atoms: models, and "conformers of LIG"."""
+        return [
+            part.model.name if isinstance(part, NetworkPredictor)
+            else "conformers of " + " ".join(t.residue for t in part.system.templates)
+            for part, _, _ in self._parts
+        ]  # fmt: skip
 
     def inspect(self, frames: Iterable[np.ndarray], boxes: Iterable[np.ndarray | None]) -> None:
         """Learn from some frames what holds for all: simulated beads or mapped, cis peptides.
@@ -197,7 +231,7 @@ class Backmapper:
             return
         self.system = system
         self._use(self._model)
-        self.__dict__.pop("idealiser", None)
+        self._forget_geometry()
 
     def _settle_cis(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]) -> None:
         """Decide once which peptides are cis, so that none flips between frames."""
@@ -215,18 +249,21 @@ class Backmapper:
         cis = np.zeros(len(backbone.cis), dtype=bool)
         cis[asked] = np.mean(cosines, axis=0) > CIS_COSINE
         self.backbone = replace(backbone, cis=cis, may_be_cis=np.zeros_like(cis))
-        self.__dict__.pop("idealiser", None)
+        self._forget_geometry()
 
     def _measure_beads(
         self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
     ) -> None:
         """Find out whether the beads are simulated: their bonds are longer or shorter then."""
+        if self.checkpoint is None:
+            return
         pairs, kind, mean, spread = self.vocabulary.bead_distances
         if not len(pairs):
             return
+        own = self._parts[0][1]
         total, count, n_frames = np.zeros(len(mean)), np.zeros(len(mean)), 0
         for beads, box in zip(frames, boxes, strict=True):
-            whole = self.unwrap(beads, box)
+            whole = self.unwrap(beads, box)[own]
             sums, numbers = lengths_by_kind(whole, pairs, kind, len(mean))
             total, count, n_frames = total + sums, count + numbers, n_frames + 1
         if not n_frames:
@@ -287,47 +324,34 @@ class Backmapper:
                     positions = self.idealiser(
                         positions, torch.from_numpy(whole), self.contact_rules(*near)
                     )
+                    positions = self._out_of_rings(positions, whole, box, frame)
         result = positions.numpy()
         if not np.isfinite(result).all():
             raise FrameError(f"frame {frame}: the prediction is not a number; please report this")
         return result
 
+    def _out_of_rings(
+        self, positions: torch.Tensor, beads: np.ndarray, box: np.ndarray | None, frame: int
+    ) -> torch.Tensor:
+        """Take bonds out of rings, and say which could not be."""
+        freed = self.ring_guard(positions.numpy(), beads, box)
+        if len(freed.left):
+            atoms = self.system.atoms
+            rows = [
+                f"{atoms.resnames[i]} {atoms.resids[i]} {atoms.names[i]}-{atoms.names[j]} through "
+                f"the ring of {atoms.resnames[k]} {atoms.resids[k]} {atoms.names[k]}"
+                for i, j, k in freed.left.tolist()
+            ]
+            _log.warning(
+                "frame %d: %d bonds go through rings\n%s", frame, len(rows), listing(rows, 5)
+            )
+        return torch.from_numpy(freed.positions)
+
     def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> torch.Tensor:
         """Positions as the network gives them, on the CPU, shape (n_atoms, 3), Å."""
-        graph, device = self._graph(beads, box), self.options.device
-        kept = list(self._chunks(graph)) if graph.n_beads <= FEW_BEADS else None
-        vectors = predict_in_chunks(
-            self.checkpoint.network,
-            self.vocabulary.bead.to(device),
-            self.vocabulary.residue.to(device),
-            torch.full((self.system.n_beads,), float(self.noise), device=device),
-            lambda: kept or self._chunks(graph),
-            self.vocabulary.atom.to(device),
-        ).cpu()
-        return place_atoms(
-            vectors, self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
-        )
-
-    def _graph(self, beads: np.ndarray, box: np.ndarray | None) -> BeadGraph:
-        system = self.system
-        first, second, vectors = find_pairs(beads, box, self.checkpoint.cutoff)
-        relation = relations(
-            first, second, system.bead_residue, system.next_residue, system.bridges,
-            self.checkpoint.network.encoder.config.relations,
-        )  # fmt: skip
-        return BeadGraph(system.n_beads, first, second, vectors, relation)
-
-    def _chunks(self, graph: BeadGraph) -> Iterator[Chunk]:
-        device = self.options.device
-        for beads, near in graph.chunks(self.options.chunk_size):
-            count = self._atom_count[beads]
-            owner = np.repeat(np.arange(len(beads)), count)
-            place = np.arange(len(owner)) + np.repeat(
-                self._first_atom[beads] - np.cumsum(count) + count, count
-            )
-            arrays = (beads, self._atoms_by_bead[place], owner,
-                      near.index, near.vectors, near.relation, near.present)  # fmt: skip
-            yield Chunk(*(torch.from_numpy(a).to(device) for a in arrays))
+        if len(self._parts) == 1:
+            return self._parts[0][0](beads, box, self.noise)
+        return place_parts(self._parts, beads, box, self.noise, self.system.n_atoms)
 
     def _check(self, beads: np.ndarray, box: np.ndarray | None, frame: int) -> None:
         if beads.shape != (self.system.n_beads, 3):
@@ -353,8 +377,11 @@ class Backmapper:
             )
 
 
-def fitting_model(system: System) -> str:
+def fitting_model(system: System) -> str | None:
     """Return the name of the shipped model that knows a system's beads.
+
+    Small molecules may be unknown to it: conformers are fitted to their beads. None where all of
+    the system is such molecules.
 
     Raises
     ------
@@ -362,15 +389,48 @@ def fitting_model(system: System) -> str:
         None does; says what the default model lacks.
     """
     others = [name for name in shipped() if name != DEFAULT_MODEL]
+    molecule = np.array([t.kind == "molecule" for t in system.templates])
+    partly = None
     for name in (DEFAULT_MODEL, *others):
-        try:
-            match(system, checkpoints.load(resolve(name)))
-        except ModelError as error:
-            if name == DEFAULT_MODEL:
-                first = error
-            continue
-        return name
-    raise first
+        known = known_templates(system, Model(name).checkpoint)
+        if known.all():
+            return name
+        if partly is None and known.any() and (known | molecule).all():
+            partly = name
+    if partly is None and not molecule.all():
+        match(system, Model(DEFAULT_MODEL).checkpoint)
+    return partly
+
+
+def share_out(system: System, models: Sequence[Model]) -> list[tuple[Model | None, np.ndarray]]:
+    """Decide which model places which residues.
+
+    Of several models that know a residue the last is taken. Molecules that none knows are placed
+    by fitting conformers to their beads (model None), and a warning says so.
+
+    Returns
+    -------
+    list of (Model or None, ndarray of bool, shape=(n_residues,))
+
+    Raises
+    ------
+    ModelError
+        Proteins or lipids that no model knows.
+    """
+    owner = np.full(len(system.templates), -1)
+    for k, model in enumerate(models):
+        owner[known_templates(system, model.checkpoint)] = k
+    unknown = [t for t, k in zip(system.templates, owner.tolist(), strict=True) if k < 0]
+    if any(t.kind != "molecule" for t in unknown):
+        match(system, models[0].checkpoint)
+    if unknown:
+        _log.warning(
+            "no model knows %s: conformers are fitted to the beads, which is rougher; "
+            "'mdbackmap train --molecule FILE' learns a molecule in minutes",
+            ", ".join(t.residue for t in unknown),
+        )
+    shares = [(model, owner == k) for k, model in enumerate(models)] + [(None, owner < 0)]
+    return [(model, mine[system.residue_template]) for model, mine in shares if mine.any()]
 
 
 def _is_box(box: np.ndarray) -> bool:

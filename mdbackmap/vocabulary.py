@@ -51,16 +51,16 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
         Lists every residue whose beads the model does not know, and residues whose mapping
         places beads otherwise than the one the model was trained with.
     """
-    beads = {key: k for k, key in enumerate(model.bead_keys)}
-    atoms = {key: k for k, key in enumerate(model.atom_keys)}
+    beads, atoms, borrowed = _tables(system, model)
+    misfits = _misfits(system, model, beads, atoms, borrowed)
+    if misfits:
+        raise ModelError(
+            f"model {model.card.get('name', '')} ({model.source}) does not fit the mapping of "
+            f"these residues:\n{listing(sorted(set(misfits.values())), 20)}\n"
+            "  Hint: choose the mapping the model was trained with (mdbackmap models show), or "
+            "train one."
+        )
     residues = {name: k for k, name in enumerate(model.residues)}
-    borrowed: dict[str, str] = {}
-    for key in system.bead_keys:
-        if key not in beads:
-            near = _nearest(key, model.bead_keys)
-            if near:
-                borrowed[key] = near
-    _refuse_unknown(system, model, beads, atoms, borrowed)
     bead_table = np.array([beads[borrowed.get(key, key)] for key in system.bead_keys])
     atom_table = np.array(
         [_atom_index(key, atoms, borrowed) for key in system.atom_keys], dtype=np.int64
@@ -75,6 +75,23 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
         bead_distances=_distances(system, model),
         borrowed=borrowed,
     )
+
+
+def known_templates(system: System, model: Checkpoint) -> np.ndarray:
+    """Return which templates of a system a model can place, shape (n_templates,), bool."""
+    known = np.ones(len(system.templates), dtype=bool)
+    known[list(_misfits(system, model, *_tables(system, model)))] = False
+    return known
+
+
+def _tables(
+    system: System, model: Checkpoint
+) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+    """The model's beads and atoms by key, and whose weights unknown beads of the system borrow."""
+    beads = {key: k for k, key in enumerate(model.bead_keys)}
+    atoms = {key: k for k, key in enumerate(model.atom_keys)}
+    near = {key: _nearest(key, model.bead_keys) for key in system.bead_keys if key not in beads}
+    return beads, atoms, {key: other for key, other in near.items() if other}
 
 
 def _parts(key: str) -> tuple[str, set[str]]:
@@ -114,37 +131,36 @@ def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> in
     return next(first, None)
 
 
-def _refuse_unknown(
+def _misfits(
     system: System, model: Checkpoint, beads: dict[str, int], atoms: dict[str, int],
     borrowed: dict[str, str],
-) -> None:  # fmt: skip
-    rows = []
-    for template in system.templates:
-        unknown = [k for k in template.bead_keys if k not in beads and k not in borrowed]
+) -> dict[int, str]:  # fmt: skip
+    """Templates the model cannot place, and why."""
+    rows = {}
+    for number, template in enumerate(system.templates):
+        who = f"{template.residue} ({template.source}):"
+        # Atoms of small molecules are called C1, C2 whatever they are: equal keys say nothing.
+        alone = template.kind == "molecule"
+        if alone and template.residue not in model.digests:
+            rows[number] = f"{who} a molecule it has not learnt"
+            continue
+        known = beads.keys() if alone else beads.keys() | borrowed.keys()
+        unknown = [k for k in template.bead_keys if k not in known]
         unknown = unknown or [
             key.rpartition("/")[0]
             for key in template.atom_keys
             if _atom_index(key, atoms, borrowed) is None
         ]
         if unknown:
-            rows.append(
-                f"{template.residue} ({template.source}): beads "
-                + ", ".join(dict.fromkeys(k.partition(":")[0] for k in unknown))
-            )
+            names = ", ".join(dict.fromkeys(k.partition(":")[0] for k in unknown))
+            rows[number] = f"{who} beads {names}"
             continue
         digest = model.digests.get(template.residue)
         if digest and template.placement and digest != template.placement:
-            rows.append(
-                f"{template.residue} ({template.source}): places its beads otherwise than the "
-                "mapping the model was trained with"
+            rows[number] = (
+                f"{who} places its beads otherwise than the mapping the model was trained with"
             )
-    if rows:
-        raise ModelError(
-            f"model {model.card.get('name', '')} ({model.source}) does not fit the mapping of "
-            f"these residues:\n{listing(sorted(set(rows)), 20)}\n"
-            "  Hint: choose the mapping the model was trained with (mdbackmap models show), or "
-            "train one."
-        )
+    return rows
 
 
 def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:

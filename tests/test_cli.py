@@ -57,6 +57,7 @@ sys.stderr.write(json.dumps([code, heavy]))
         (["validate", "--help"], 0),
         (["mapping", "--help"], 0),
         (["mapping", "show", "--help"], 0),
+        (["mapping", "new", "--help"], 0),
         (["models", "show", "--help"], 0),
         (["prepare", "--help"], 0),
         (["train", "--help"], 0),
@@ -331,8 +332,14 @@ def test_several_mappings_and_unknown_beads(weights, tmp_path):
     ok("mapping", "check", tmp_path / "lig.yaml")
     for mappings in (["martini3", tmp_path / "lig.yaml"], [tmp_path / "lig.yaml"]):
         words = [word for m in mappings for word in ("--mapping", m)]
-        said = fails("convert", cg, "-o", tmp_path / "bb.pdb", "--model", weights, *words)
-        assert "does not fit the mapping of these residues:\n  LIG" in said, "known, not learnt"
+        result = run("convert", cg, "-o", tmp_path / "bb.pdb", "--model", weights, *words)
+        assert "model: tiny + conformers of LIG;" in result.out, "known, not learnt"
+        assert "no model knows LIG: conformers are fitted" in result.err
+    lipid = LIGAND.replace("kind: molecule", "kind: lipid")
+    assert lipid != LIGAND
+    (tmp_path / "lig.yaml").write_text(lipid)
+    said = fails("convert", cg, "-o", tmp_path / "bb.pdb", "--model", weights, *words)
+    assert "does not fit the mapping of these residues:\n  LIG" in said, "no mere molecule"
 
 
 @pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")

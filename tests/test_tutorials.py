@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif("martini3" not in shipped(), reason="needs the s
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
 def test_tutorial_runs(page, tmp_path):
-    for name in ("ubiquitin.tpr", "ubiquitin.xtc"):
-        shutil.copy(ROOT / "tutorials" / "data" / name, tmp_path / name)
+    for path in (ROOT / "tutorials" / "data").iterdir():
+        shutil.copy(path, tmp_path / path.name)
     blocks = re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), flags=re.S)
     assert blocks, "a tutorial shows something to run"
     script = []

@@ -36,8 +36,9 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("-s", "--topology", type=click.Path(), help="Topology of the beads. Default: the "
               "file of its name beside the trajectory, else the one that fits.")  # fmt: skip
 @mapping_option
-@click.option("--model", metavar="NAME|PATH", help="Shipped model or weights file. Default: the "
-              "shipped model that knows the beads.")  # fmt: skip
+@click.option("--model", multiple=True, metavar="NAME|PATH", help="Shipped model or weights file; "
+              "of several that know a residue the last places it. Default: the shipped model that "
+              "knows the beads.")  # fmt: skip
 @click.option("--select", help="MDAnalysis selection of the beads to use. Default: all.")
 @slice_options
 @click.option("--topology-out", type=click.Path(), help="All-atom topology to write. Default: "
@@ -92,7 +93,7 @@ def convert(
         click.echo(f"  beads named by {source.files[-1]}")
     _say_what(system)
     beads = "taken for simulated" if backmapper.noise else "taken for mapped from atoms"
-    click.echo(f"  model: {backmapper.checkpoint.card.get('name', model)}; beads {beads} (noise "
+    click.echo(f"  model: {' + '.join(backmapper.models)}; beads {beads} (noise "
                f"{backmapper.noise:g} Å)")  # fmt: skip
     done.report(say_error)
     if done.failed:

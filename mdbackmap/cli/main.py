@@ -17,7 +17,7 @@ COMMANDS = {
     "convert": ("mdbackmap.cli.convert", "Coarse-grained trajectory to atoms."),
     "map": ("mdbackmap.cli.map", "Atomistic trajectory to beads."),
     "validate": ("mdbackmap.cli.validate", "Count what is wrong with an atomistic trajectory."),
-    "mapping": ("mdbackmap.cli.mapping", "List, show and check mappings."),
+    "mapping": ("mdbackmap.cli.mapping", "List, show, check and draft mappings."),
     "models": ("mdbackmap.cli.models", "List and show trained models."),
     "prepare": ("mdbackmap.cli.prepare", "Atomistic structures to a training set."),
     "train": ("mdbackmap.cli.train", "Train a model."),

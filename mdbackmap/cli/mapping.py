@@ -1,15 +1,15 @@
-"""``mdbackmap mapping``: list, show and check mapping files."""
+"""``mdbackmap mapping``: list, show, check and draft mapping files."""
 
 from __future__ import annotations
 
 import click
 
-from mdbackmap.cli.common import wrapped
+from mdbackmap.cli.common import counted, wrapped
 
 
 @click.group()
 def mapping() -> None:
-    """List, show and check mappings."""
+    """List, show, check and draft mappings."""
 
 
 @mapping.command("list")
@@ -88,3 +88,44 @@ def check(paths: tuple[str, ...]) -> None:
             )
     if problems:
         raise MappingFileError("\n".join(problems))
+
+
+@mapping.command()
+@click.argument("ligand", type=click.Path())
+@click.option("--beads", required=True, multiple=True, type=click.Path(), metavar="FILE",
+              help="Which atoms belong to which bead: GROMACS .ndx, backward .map, or a table of "
+              "bead and atom (.tsv, .csv). A CG .itp beside it names the beads.")  # fmt: skip
+@click.option("-o", "--output", required=True, type=click.Path(), help="Mapping file to write.")
+@click.option("--name", default="", help="Residue name. Default: that of the .itp or .map, else "
+              "the name of LIGAND.")  # fmt: skip
+@click.option("--smiles", default="", help="Bond orders and charges, for files that lack them.")
+@click.option("--charge", default=0, show_default=True, help="Net charge, to find the bond orders "
+              "of a .pdb without --smiles.")  # fmt: skip
+@click.option("--centre", type=click.Choice(["geometry", "mass"]), default="geometry",
+              show_default=True, help="A bead sits at this centre of its atoms.")  # fmt: skip
+@click.option("--hydrogens", type=click.Choice(["counted", "ignored"]), default=None,
+              help="Whether hydrogens place beads. Default: counted if listed.")  # fmt: skip
+@click.option("--allow-open-stereo", is_flag=True, help="Take stereo that LIGAND does not say as "
+              "it comes.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace OUTPUT.")
+def new(ligand, beads, output, name, smiles, charge, centre, hydrogens, allow_open_stereo,
+        force) -> None:  # fmt: skip
+    """Draft the mapping of LIGAND (.sdf, .mol, .mol2, .pdb or .smi), to be read and corrected.
+
+    Chemistry comes from RDKit, the beads from FILE.
+    """
+    from mdbackmap.io.draft import draft
+
+    template, notes = draft(
+        ligand, beads, output, name=name, smiles=smiles, charge=charge, centre=centre,
+        hydrogens=hydrogens, allow_open_stereo=allow_open_stereo, force=force,
+    )  # fmt: skip
+    terms = template.constraints
+    click.echo(
+        f"{output}: {template.residue}, {counted(template.n_beads, 'bead')}, "
+        f"{counted(template.n_atoms, 'heavy atom')}, {counted(len(terms.bonds), 'bond')}, "
+        f"{counted(int((terms.volume > 0.5).sum()), 'stereocentre')}, "
+        f"{counted(len(template.swaps), 'swap')}"
+    )
+    for what, how in notes.items():
+        click.echo(wrapped(f"{what}: {how}"))

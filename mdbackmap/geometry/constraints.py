@@ -59,6 +59,23 @@ class Constraints:
             rows(self.torsions), np.tile(self.torsion, times),
         )  # fmt: skip
 
+    def of_atoms(self, number: np.ndarray) -> Constraints:
+        """Return those among some atoms alone.
+
+        Parameters
+        ----------
+        number : ndarray, shape=(n_atoms,), int64
+            New index of every atom, -1 for those left out.
+        """
+        pieces = []
+        for index, *values in (
+            (self.bonds, self.bond_order, self.bond_length), (self.angles, self.angle),
+            (self.volumes, self.volume), (self.torsions, self.torsion),
+        ):  # fmt: skip
+            kept = (number[index] >= 0).all(axis=1)
+            pieces += [number[index[kept]], *(value[kept] for value in values)]
+        return Constraints(*pieces)
+
     @staticmethod
     def none() -> Constraints:
         """Return no constraints at all."""

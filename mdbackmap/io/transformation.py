@@ -21,6 +21,7 @@ from mdbackmap.mapping.system import System, from_beads
 from mdbackmap.pipeline import Backmapper, Options
 
 Mapping = str | Path | Sequence[str | Path]
+Models = str | Path | Sequence[str | Path] | None
 
 
 def lay_out(
@@ -44,7 +45,7 @@ def inspected(backmapper: Backmapper, source: CGSource) -> Backmapper:
 
 
 def universe(
-    cg: mda.Universe, model: str | Path | None = None, mapping: Mapping = "martini3",
+    cg: mda.Universe, model: Models = None, mapping: Mapping = "martini3",
     *, select: str | None = None, skip_unknown: bool = False, **options: Any,
 ) -> mda.Universe:  # fmt: skip
     """Return the all-atom Universe of a coarse-grained one.
@@ -55,9 +56,9 @@ def universe(
     Parameters
     ----------
     cg : MDAnalysis.Universe
-    model : str or Path, optional
-        Name of a shipped model or a weights file; by default the shipped model that knows the
-        beads.
+    model : str, Path or sequence of them, optional
+        Names of shipped models or weights files; of several that know a residue the last places
+        it. By default the shipped model that knows the beads.
     mapping : str, Path or sequence of them
         Shipped mappings by name, files and folders by path; later ones win.
     select : str, optional
@@ -148,7 +149,7 @@ class Backmap(TransformationBase):
     """
 
     def __init__(
-        self, cg: mda.Universe | None = None, model: str | Path | None = None,
+        self, cg: mda.Universe | None = None, model: Models = None,
         mapping: Mapping = "martini3", *, select: str | None = None, skip_unknown: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip

@@ -124,17 +124,20 @@ class Library:
         return None
 
     def match_atoms(self, resname: str, atoms: Iterable[str]) -> Template | None:
-        """Find the template whose heavy atoms are among those of an atomistic residue."""
+        """Find the template whose heavy atoms are among those of an atomistic residue.
+
+        Of several that are complete, the one that explains most atoms.
+        """
         found = set(atoms)
-        best: tuple[float, Template] | None = None
+        best: tuple[float, int, Template] | None = None
         for template in self.candidates(resname):
             if not template.has_atoms:
                 continue
             names = {template.spec.atom_aliases.get(a, a) for a in found} | found
             share = sum(name in names for name in template.names) / template.n_atoms
-            if share > 0.5 and (best is None or share > best[0]):
-                best = (share, template)
-        return best[1] if best else None
+            if share > 0.5 and (best is None or (share, template.n_atoms) > best[:2]):
+                best = (share, template.n_atoms, template)
+        return best[2] if best else None
 
     def explain(self, resname: str, beads: Sequence[str]) -> str:
         """Say why a CG residue matches nothing, with the nearest template."""

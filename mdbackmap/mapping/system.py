@@ -195,6 +195,67 @@ class System:
             atom_key=atom_key, weights=weights,
         )  # fmt: skip
 
+    def of_residues(self, residues: np.ndarray) -> tuple[System, np.ndarray, np.ndarray]:
+        """Return a system of some residues alone, and which beads and atoms of this one it has.
+
+        Bonds to other residues are not part of it.
+
+        Parameters
+        ----------
+        residues : ndarray, shape=(n_residues,), bool
+
+        Returns
+        -------
+        system : System
+        beads, atoms : ndarray of int64
+        """
+        beads = np.flatnonzero(residues[self.bead_residue])
+        atoms = np.flatnonzero(residues[self.atoms.residue])
+        residue = np.where(residues, np.cumsum(residues) - 1, -1)
+        bead = _renumbered(beads, self.n_beads)
+        atom = _renumbered(atoms, self.n_atoms)
+
+        def link(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            """Rows of a table of indices (-1: none) in the new numbering."""
+            return np.where(table[rows] < 0, -1, index[table[rows]])
+
+        constraints = self.constraints.of_atoms(atom)
+        table = self.atoms
+        names = {
+            key: getattr(table, key)[atoms]
+            for key in ("names", "elements", "resnames", "resids", "segids")
+        }
+        omegas = (atom[self.omegas] >= 0).all(axis=1)
+        members = atom[self.members[:, 1]] >= 0
+        bridges = residues[self.bridges].all(axis=1)
+        molecule = np.unique(self.bead_molecule[beads], return_inverse=True)[1]
+        templates, template = _used(self.templates, self.residue_template[residues])
+        bead_keys, bead_key = _used(self.bead_keys, self.bead_key[beads])
+        atom_keys, atom_key = _used(self.atom_keys, self.atom_key[atoms])
+        system = dataclasses.replace(
+            self,
+            atoms=AtomTable(**names, residue=residue[table.residue[atoms]],
+                            bonds=constraints.bonds),
+            beads=Particles(
+                names=self.beads.names[beads], resnames=self.beads.resnames[beads],
+                resids=self.beads.resids[beads], segids=self.beads.segids[beads],
+            ),
+            bead_source=self.bead_source[beads], atom_source=self.atom_source[atoms],
+            templates=templates, residue_template=template,
+            bead_residue=residue[self.bead_residue[beads]], bead_molecule=molecule,
+            bead_parent=link(self.bead_parent, bead, beads),
+            bead_keys=bead_keys, bead_key=bead_key, atom_keys=atom_keys, atom_key=atom_key,
+            next_residue=link(self.next_residue, residue, np.flatnonzero(residues)),
+            atom_bead=bead[self.atom_bead[atoms]], anchors=link(self.anchors, atom, atoms),
+            levels=self.levels[atoms],
+            members=np.stack([bead[self.members[members, 0]], atom[self.members[members, 1]]],
+                             axis=1),
+            weights=self.weights[members], constraints=constraints,
+            omegas=atom[self.omegas[omegas]], omega_may_be_cis=self.omega_may_be_cis[omegas],
+            bridges=residue[self.bridges[bridges]], left_out={},
+        )  # fmt: skip
+        return system, beads, atoms
+
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Pick this system's atoms from a file's positions; missing atoms are NaN.
 
@@ -221,6 +282,19 @@ class System:
         beads = np.zeros((self.n_beads, 3))
         np.add.at(beads, self.members[:, 0], self.weights[:, None] * positions[self.members[:, 1]])
         return beads
+
+
+def _renumbered(kept: np.ndarray, n: int) -> np.ndarray:
+    """New number of each of ``n`` old ones, -1 for those not kept."""
+    index = np.full(n, -1, dtype=np.int64)
+    index[kept] = np.arange(len(kept))
+    return index
+
+
+def _used(table: tuple, code: np.ndarray) -> tuple[tuple, np.ndarray]:
+    """Leave out of a table what no code points at."""
+    used, code = np.unique(code, return_inverse=True)
+    return tuple(table[k] for k in used.tolist()), code.astype(np.int64)
 
 
 @dataclass

@@ -1,0 +1,279 @@
+"""Molecules that no model has learnt: conformers, their fit to beads, models of one molecule."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mdbackmap.errors import ConfigError, MappingError, ModelError
+from mdbackmap.geometry.superpose import superpose
+from mdbackmap.mapping.conformers import conformers, dynamics
+from mdbackmap.mapping.library import Library, load_templates, mappings_root
+from mdbackmap.mapping.system import from_beads
+from mdbackmap.models import checkpoint
+from mdbackmap.models.library import shipped
+from mdbackmap.pipeline import Backmapper, Options
+from mdbackmap.structure import Frame, Particles
+from mdbackmap.training.molecule import _system, train_molecule
+from scipy.spatial.transform import Rotation
+
+from helpers_io import fails, load, ok, run
+
+pytest.importorskip("rdkit")
+needs_weights = pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")
+SMALL = mappings_root() / "martini3" / "small_molecule"
+DRUG = """
+residue: DRG
+name: a hydroxy acid with a double bond and both kinds of stereo
+beads: {B1: , B2: , B3: , B4: }
+atoms:
+  C1: {bead: B1, hydrogens: [H1, H2, H3]}
+  C2: {bead: B1, hydrogens: [H4]}
+  C3: {bead: B2, hydrogens: [H5]}
+  C4: {bead: B2, hydrogens: [H6, H7]}
+  C5: {bead: B3, hydrogens: [H8]}
+  O1: {bead: B3, hydrogens: [H9]}
+  C6: {bead: B4}
+  O2: {bead: B4}
+  O3: {bead: B4, charge: -1}
+bonds: [[C1, C2], [C2, C3, 2], [C3, C4], [C4, C5], [C5, O1], [C5, C6], [C6, O2, 1.5], [C6, O3, 1.5]]
+STEREO: [[C1, C2, C3, C4]]
+chiral: {C5: HAND}
+symmetric: [{O2: O3}]
+"""
+
+
+def drug(folder: Path, stereo: str = "trans", hand: str = "[O1, C4, C6]") -> Path:
+    path = folder / "drug.yaml"
+    path.write_text(DRUG.replace("STEREO", stereo).replace("HAND", hand))
+    return path
+
+
+def volumes(points: np.ndarray, index: np.ndarray) -> np.ndarray:
+    x, a, b, c = np.moveaxis(points[:, index], 2, 0)
+    return np.einsum("kni,kni->kn", a - x, np.cross(b - x, c - x))
+
+
+# Superposition
+
+
+def test_points_are_laid_on_their_targets():
+    rng = np.random.default_rng(0)
+    points, turns = rng.normal(size=(5, 7, 3)), Rotation.random(5, 1).as_matrix()
+    target = np.einsum("kni,kji->knj", points, turns) + rng.normal(size=(5, 1, 3))
+    rotation, shift, error = superpose(points, target)
+    assert rotation == pytest.approx(turns)
+    assert np.einsum("kni,kji->knj", points, rotation) + shift[:, None] == pytest.approx(target)
+    assert error == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_a_superposition_is_never_a_mirror_image(n):
+    points = np.random.default_rng(n).normal(size=(n, 3))
+    rotation, _, error = superpose(points, points * [-1, 1, 1])
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    assert (error < 1e-9) == (n <= 3), "up to three points are their own mirror image"
+
+
+# Conformers
+
+
+@pytest.mark.parametrize("stereo", ["cis", "trans"])
+@pytest.mark.parametrize("hand", ["[O1, C4, C6]", "[C4, O1, C6]"])
+def test_conformers_have_the_stereo_of_the_mapping(tmp_path, stereo, hand):
+    (template,) = load_templates(drug(tmp_path, stereo, hand))
+    terms, found = template.constraints, conformers(template)
+    assert len(found) > 3
+    hands = terms.volumes[np.abs(terms.volume) > 0.5]
+    assert (volumes(found, hands) > 0.5).all() == (terms.volume.max() > 0.5)
+    names = template.names.tolist()
+    a, b = (found[:, names.index(name)] for name in ("C1", "C4"))
+    assert ((np.linalg.norm(a - b, axis=1) < 3.4) == (stereo == "cis")).all()
+    length = np.linalg.norm(found[:, terms.bonds[:, 0]] - found[:, terms.bonds[:, 1]], axis=2)
+    assert length == pytest.approx(np.broadcast_to(terms.bond_length, length.shape), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["CAFF", "NECA", "ZMA", "4NIAN", "CHEX"])
+def test_shipped_molecules_have_conformers_with_their_geometry(name):
+    (template,) = load_templates(SMALL / f"{name}.yaml")
+    terms, found = template.constraints, conformers(template)
+    assert conformers(template) is found, "made once"
+    length = np.linalg.norm(found[:, terms.bonds[:, 0]] - found[:, terms.bonds[:, 1]], axis=2)
+    assert length == pytest.approx(np.broadcast_to(terms.bond_length, length.shape), rel=0.1)
+    hands = np.abs(terms.volume) > 0.5
+    assert (np.sign(volumes(found, terms.volumes[hands])) == np.sign(terms.volume[hands])).all()
+
+
+def test_dynamics_stay_near_and_move(tmp_path):
+    (template,) = load_templates(drug(tmp_path))
+    runs = dynamics(template, 3, 5, every=50)
+    assert runs.shape == (3, 5, template.n_atoms, 3)
+    terms = template.constraints
+    ends = runs[:, :, terms.bonds]
+    length = np.linalg.norm(ends[..., 0, :] - ends[..., 1, :], axis=-1)
+    off = np.abs(length - terms.bond_length)
+    assert 0.01 < off.mean() < 0.06, "bonds at 300 K fluctuate by 0.03 Å"
+    assert off.max() < 0.3
+    flat = runs.reshape(-1, template.n_atoms, 3)
+    hands = terms.volumes[np.abs(terms.volume) > 0.5]
+    assert (volumes(flat, hands) > 0.5).all()
+
+
+def test_chemistry_that_cannot_be_is_refused(tmp_path):
+    text = drug(tmp_path).read_text().replace("hydrogens: [H4]", "hydrogens: [H4, HX, HY, HZ]")
+    (tmp_path / "drug.yaml").write_text(text)
+    (template,) = load_templates(tmp_path / "drug.yaml")
+    with pytest.raises(MappingError, match="residue DRG: RDKit cannot make conformers"):
+        conformers(template)
+
+
+# Fitted to beads
+
+
+def frames_of(template, count: int = 6) -> np.ndarray:
+    return dynamics(template, 3, count, every=50)[1]
+
+
+@needs_weights
+@pytest.mark.parametrize("idealise", [True, False])
+def test_an_unknown_molecule_is_fitted_and_said(tmp_path, caplog, idealise):
+    path = drug(tmp_path)
+    (template,) = load_templates(path)
+    system = _system(template, Library.load([path]))
+    backmapper = Backmapper(system, options=Options(idealise=idealise))
+    assert "no model knows DRG: conformers are fitted" in caplog.text
+    assert backmapper.models == ["conformers of DRG"]
+    backmapper.inspect([], [])
+    hands = np.abs(template.constraints.volume) > 0.5
+    for positions in frames_of(template):
+        beads = system.map_positions(positions)
+        found = backmapper(beads)
+        assert np.sqrt(((found - positions) ** 2).sum(axis=1).mean()) < 1.2
+        assert system.map_positions(found) == pytest.approx(beads, abs=0.5 if idealise else 1e-3)
+        assert (volumes(found[None], template.constraints.volumes[hands]) > 0.5).all()
+
+
+@needs_weights
+def test_a_molecule_among_others_has_a_part_of_its_own(tmp_path):
+    """Two molecules beside each other: each is placed as if it were alone."""
+    path = drug(tmp_path)
+    (template,) = load_templates(path)
+    library = Library.load(["martini3", path])
+    one, caffeine = (
+        _system(t, library) for t in (template, load_templates(SMALL / "CAFF.yaml")[0])
+    )
+    both = [one.beads, caffeine.beads, one.beads]
+    particles = Particles(
+        **{
+            key: np.concatenate([getattr(b, key) for b in both])
+            for key in ("names", "resnames", "segids")
+        },
+        resids=np.repeat([1, 2, 3], [one.n_beads, caffeine.n_beads, one.n_beads]),
+    )  # fmt: skip
+    frames = frames_of(template)
+    beads = np.concatenate(
+        [one.map_positions(frames[0]), 30 + np.arange(3 * caffeine.n_beads).reshape(-1, 3),
+         one.map_positions(frames[1]) + 90]
+    )  # fmt: skip
+    system = from_beads(particles, library, Frame(beads.astype(np.float32)))
+    raw = Options(idealise=False)
+    found = Backmapper(system, options=raw)
+    assert found.models == ["martini3", "conformers of DRG"]
+    atoms, alone = found(beads), Backmapper(one, options=raw)
+    n = one.n_atoms
+    assert atoms[:n] == pytest.approx(alone(beads[: one.n_beads]), abs=1e-4)
+    assert atoms[-n:] == pytest.approx(alone(beads[-one.n_beads :]), abs=1e-4)
+    middle = slice(one.n_beads, -one.n_beads)
+    assert atoms[n:-n] == pytest.approx(
+        Backmapper(caffeine, options=raw)(beads[middle]), abs=1e-4
+    )  # fmt: skip
+
+
+# A model of one molecule
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A model of the drug, after seconds of training."""
+    path = drug(tmp_path_factory.mktemp("learnt"))
+    ok("train", "--molecule", path, "--minutes", 0.15, "--threads", 1)
+    return path, path.with_suffix(".safetensors")
+
+
+def test_a_model_of_one_molecule_is_trained_and_used(learnt, tmp_path):
+    path, weights = learnt
+    model = checkpoint.load(weights)
+    assert model.card["name"] == "DRG"
+    assert "this molecule alone" in model.card["limits"]
+    (template,) = load_templates(path)
+    system = _system(template, Library.load([path]))
+    backmapper = Backmapper(system, ["martini3", weights], Options(noise=0.0))
+    assert backmapper.models == ["DRG"]
+    errors = []
+    for positions in frames_of(template):
+        found = backmapper(system.map_positions(positions))
+        errors.append(np.sqrt(((found - positions) ** 2).sum(axis=1).mean()))
+    assert np.mean(errors) < 0.6
+
+
+@needs_weights
+def test_models_beside_one_another_from_the_command_line(learnt, tmp_path):
+    path, weights = learnt
+    (template,) = load_templates(path)
+    x = frames_of(template)[0]
+    rows = [
+        f"{1:5d}{'DRG':5s}{name:>5s}{k + 1:5d}{p[0]:8.3f}{p[1]:8.3f}{p[2]:8.3f}"
+        for k, (name, p) in enumerate(zip(template.names, x / 10, strict=True))
+    ]
+    (tmp_path / "aa.gro").write_text("\n".join(["drug", str(len(rows)), *rows, "3 3 3", ""]))
+    ok("map", tmp_path / "aa.gro", "-o", tmp_path / "cg.gro", "--mapping", path)
+    words = ["convert", tmp_path / "cg.gro", "-o", tmp_path / "back.gro", "--mapping", path]
+    said = ok(*words, "--model", "martini3", "--model", weights)
+    assert "model: DRG;" in said
+    back = load(tmp_path / "back.gro").atoms.positions
+    assert np.sqrt(((back - x) ** 2).sum(axis=1).mean()) < 1.0
+    for model in (["--model", "martini3"], []):
+        result = run(*words, *model)
+        assert "model: conformers of DRG;" in result.out
+        assert "no model knows DRG" in result.err
+
+
+def test_frames_of_ones_own(learnt, tmp_path):
+    path, _ = learnt
+    (template,) = load_templates(path)
+    runs = dynamics(template, 2, 20, every=20).reshape(-1, template.n_atoms, 3)
+    lines = []
+    for k, x in enumerate(runs):
+        lines.append(f"MODEL     {k + 1:4d}")
+        lines += [
+            f"HETATM{n + 1:5d} {name:^4s} DRG A   1    {p[0]:8.3f}{p[1]:8.3f}{p[2]:8.3f}"
+            f"  1.00  0.00          {name[0]:>2s}"
+            for n, (name, p) in enumerate(zip(template.names, x, strict=True))
+        ]
+        lines.append("ENDMDL")
+    (tmp_path / "mine.pdb").write_text("\n".join([*lines, "END", ""]))
+    shutil.copy(path, tmp_path / "drug.yaml")
+    said = ok("train", "--molecule", tmp_path / "drug.yaml", "--minutes", 0.02, "--threads", 1,
+              "--conformers", tmp_path / "mine.pdb", "-o", tmp_path / "x.safetensors")  # fmt: skip
+    assert "learnt from 32 frames; on 8 held out" in said
+    assert checkpoint.load(tmp_path / "x.safetensors").card["data"] == "mine.pdb"
+
+
+def test_too_few_frames_and_too_many_molecules_are_refused(tmp_path):
+    (template,) = load_templates(drug(tmp_path))
+    frames = np.zeros((5, template.n_atoms, 3))
+    with pytest.raises(ConfigError, match="residue DRG: 10 frames; at least 25"):
+        train_molecule(template, Library((template,), "x"), frames, frames, tmp_path / "x", 1, str)
+    assert "is a directory" in fails("train", "--molecule", SMALL, code=2)
+    assert "either CONFIG or --molecule" in fails("train", code=2)
+    assert "belong to --molecule" in fails("train", "x.yaml", "-o", "y", code=2)
+
+
+def test_a_lipid_that_no_model_knows_is_not_fitted(tmp_path, tiny_model):
+    path = drug(tmp_path)
+    path.write_text(path.read_text() + "kind: lipid\n")
+    (template,) = load_templates(path)
+    with pytest.raises(ModelError, match="DRG"):
+        Backmapper(_system(template, Library.load([path])), tiny_model)
