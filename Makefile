@@ -57,14 +57,25 @@ $(WORK)/proteins_validation_simulated.npz: ; $(PREPARE) $(DATA)/proteins/val.tar
 $(WORK)/lipids.npz: ; $(PREPARE) $(DATA)/lipids/train/* -o $@
 $(WORK)/lipids_simulated.npz: ; $(PREPARE) $(DATA)/lipids/train/* $(LIKE) -o $@
 $(WORK)/molecules.npz: ; $(PREPARE) $(MOLECULES) --stride 2 -o $@
-$(WORK)/proteins_%.npz: ; $(PREPARE) $(PROTEINS) --mapping $* --max-residues 900 -o $@
+$(WORK)/proteins_ca.npz: ; $(PREPARE) $(DATA)/proteins/train.tar.xz --mapping ca -o $@
+$(WORK)/proteins_martini2.npz: ; $(PREPARE) $(PROTEINS) --mapping martini2 --max-residues 900 -o $@
+$(WORK)/lipids_martini2.npz: ; $(PREPARE) $(DATA)/lipids/train/* --mapping martini2 -o $@
+$(WORK)/proteins_%.npz: ; $(PREPARE) $(PROTEINS) --mapping $* -o $@
 $(WORK)/proteins_validation_%.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz --mapping $* -o $@
 
 MAPPED = $(addprefix $(WORK)/,proteins.npz proteins_validation.npz lipids.npz molecules.npz)
 weights/martini3-mapped: $(MAPPED)
 weights/martini3: $(MAPPED) $(addprefix $(WORK)/,proteins_simulated.npz \
 	proteins_validation_simulated.npz lipids_simulated.npz)
-weights/ca weights/bb-on-ca: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
+weights/ca weights/bb-on-ca weights/martini2: weights/%: $(WORK)/proteins_%.npz \
+	$(WORK)/proteins_validation_%.npz
+weights/martini2: $(WORK)/lipids_martini2.npz $(WORK)/martini3.safetensors
+$(WORK)/martini3.safetensors: ; mkdir -p $(WORK) && cp mdbackmap/weights/martini3.safetensors $@
+weights/bb-on-ca: $(WORK)/bb-on-ca-first/best.safetensors
+$(WORK)/bb-on-ca-first/best.safetensors: $(WORK)/proteins_bb-on-ca.npz \
+	$(WORK)/proteins_validation_bb-on-ca.npz
+	cp mdbackmap/weights/bb-on-ca-first.yaml $(WORK)/
+	$(BIN)/mdbackmap train $(WORK)/bb-on-ca-first.yaml
 weights/%: $(VENV)/installed
 	cp mdbackmap/weights/$*.yaml $(WORK)/
 	$(BIN)/mdbackmap train $(WORK)/$*.yaml

@@ -33,10 +33,12 @@ CHUNK_SIZE = 256
 """Beads predicted together; about 5 MB of memory, which fits caches."""
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
-IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0, "momentum": 0.3}
+IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
 IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
 """Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped
 ones the network makes fewer outliers than crystal structures have."""
+PROTEIN_MOMENTUM = 0.3
+"""Of idealisation on mapped beads: proteins are nearly right and need little; lipids do not."""
 UNLIKE = 0.4
 """Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
 mapped proteins reach 0.27, single frames of simulations start at 0.54."""
@@ -138,8 +140,11 @@ class Backmapper:
         )  # fmt: skip
 
     @property
-    def _idealising(self) -> dict[str, float]:
-        return IDEALISE_MAPPED if self.noise == 0.0 else IDEALISE_SIMULATED
+    def _idealising(self) -> dict[str, float | np.ndarray]:
+        if self.noise:
+            return IDEALISE_SIMULATED
+        protein = (self.system.residue_kinds == "protein")[self.system.atoms.residue]
+        return {**IDEALISE_MAPPED, "momentum": np.where(protein, PROTEIN_MOMENTUM, 0.6)}
 
     def _forget_geometry(self) -> None:
         """Have what depends on the backbone and on the kind of beads made anew."""

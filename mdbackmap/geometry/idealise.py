@@ -98,16 +98,17 @@ class Idealiser:
         How strongly beads are kept where they were given, 0 to 1 per sweep.
     contour : float
         Phi and psi beyond this contour (see `mdbackmap.geometry.ramachandran`) are turned to it.
-    momentum : float
+    momentum : float or ndarray, shape=(n_atoms,)
         Share of a sweep's step that the next one takes again; converges further, moves more.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
-        contour: float = ramachandran.ALLOWED, momentum: float = 0.6,
+        contour: float = ramachandran.ALLOWED, momentum: float | np.ndarray = 0.6,
     ) -> None:  # fmt: skip
-        self.sweeps, self.hold, self.momentum = sweeps, hold, momentum
+        self.sweeps, self.hold = sweeps, hold
+        self.momentum = _reals(np.broadcast_to(momentum, n_atoms))
         pairs, distance = _exact_pairs(constraints)
         apart = _pairs_14(constraints, pairs)
         n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
@@ -193,6 +194,7 @@ class Idealiser:
         """Move the atoms in place, one round of sweeps."""
         moving, again = rows[:3], rows[3:]
         speed = torch.zeros_like(moving)
+        momentum = torch.nn.functional.pad(self.momentum, (0, moving.shape[1] - len(self.momentum)))
         for sweep in range(self.sweeps):
             step = torch.zeros_like(moving)
             pairs.add_to(step, moving)
@@ -205,7 +207,7 @@ class Idealiser:
             step *= rate
             if grip:
                 self._add_beads(step, moving, beads, grip * hold)
-            speed = step.add_(speed, alpha=self.momentum if sweep > 3 else 0.0)
+            speed = step.addcmul_(speed, momentum) if sweep > 3 else step
             moving += speed
             again.copy_(moving[:2])
 
@@ -381,8 +383,10 @@ class BlockIdealiser:
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
-        n_beads: int, backbone: Backbone, *, block: int = 12_000, **options: float,
+        n_beads: int, backbone: Backbone, *, block: int = 12_000,
+        momentum: float | np.ndarray = 0.6, **options: float,
     ) -> None:  # fmt: skip
+        momentum = np.broadcast_to(momentum, n_atoms)
         cuts = _cuts(constraints.bonds, members, n_atoms, block)
         # Beads lie in the order of their atoms' molecules.
         bead_cuts = np.append(np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads)
@@ -396,7 +400,8 @@ class BlockIdealiser:
                 slice(int(start), int(stop)), slice(first, last),
                 Idealiser(
                     terms[k], int(stop - start), members[own] - [first, start], weights[own],
-                    last - first, backbone.within(start, stop), **options,
+                    last - first, backbone.within(start, stop), momentum=momentum[start:stop],
+                    **options,
                 ),
             ))  # fmt: skip
 
