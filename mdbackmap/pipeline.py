@@ -25,7 +25,7 @@ from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.library import DEFAULT_MODEL, shipped
 from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, place_parts
 from mdbackmap.validation.measures import torsions
-from mdbackmap.vocabulary import Vocabulary, known_templates, match
+from mdbackmap.vocabulary import Vocabulary, known_templates, match, twin
 
 _log = logging.getLogger("mdbackmap")
 
@@ -168,9 +168,9 @@ class Backmapper:
             self._parts.append((predictor, beads, atoms))
             borrowed = predictor.vocabulary.borrowed
             for key in borrowed.keys() - self._borrowed:
-                _log.warning(
-                    "bead %s is new to the model; it borrows weights of %s", key, borrowed[key]
-                )
+                level = logging.INFO if borrowed[key] == twin(key) else logging.WARNING
+                text = "bead %s is new to the model; it borrows weights of %s"
+                _log.log(level, text, key, borrowed[key])
             self._borrowed |= borrowed.keys()
         self._forget_geometry()
 

@@ -7,6 +7,7 @@ nearly a known one borrows its weights, and the user is told.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,13 +91,34 @@ def _tables(
     """The model's beads and atoms by key, and whose weights unknown beads of the system borrow."""
     beads = {key: k for k, key in enumerate(model.bead_keys)}
     atoms = {key: k for k, key in enumerate(model.atom_keys)}
-    near = {key: _nearest(key, model.bead_keys) for key in system.bead_keys if key not in beads}
+    near = {
+        key: twin(key) if twin(key) in beads else _nearest(key, model.bead_keys)
+        for key in system.bead_keys if key not in beads
+    }  # fmt: skip
     return beads, atoms, {key: other for key, other in near.items() if other}
 
 
 def _parts(key: str) -> tuple[str, set[str]]:
     bead, _, atoms = key.partition(":")
     return bead, set(atoms.split(","))
+
+
+def twin(key: str) -> str:
+    """The same piece of the other tail: D2A:C26,C27 for D2B:C36,C37 (CHARMM names of lipids).
+
+    The key itself where it is no piece of a tail.
+    """
+    bead, atoms = key.partition(":")[::2]
+    tail = re.fullmatch(r"([CDT]\d)([AB])", bead)
+    if not tail or not all(re.fullmatch(r"C[23]\d+", atom) for atom in atoms.split(",")):
+        return key
+    other = tail[1] + {"A": "B", "B": "A"}[tail[2]]
+    return f"{other}:{','.join(sorted(map(_twin_atom, atoms.split(','))))}"
+
+
+def _twin_atom(atom: str) -> str:
+    """The atom of the other tail: C36 for C26."""
+    return atom[0] + {"2": "3", "3": "2"}.get(atom[1:2], atom[1:2]) + atom[2:]
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
@@ -116,6 +138,8 @@ def _atom_index(key: str, atoms: dict[str, int], borrowed: dict[str, str]) -> in
     if key in atoms:
         return atoms[key]
     lent = borrowed.get(bead, bead)
+    if lent != bead and lent == twin(bead):
+        atom = _twin_atom(atom)
     same = f"{lent}/{atom}"
     if same in atoms:
         return atoms[same]

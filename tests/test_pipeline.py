@@ -15,11 +15,11 @@ from mdbackmap.geometry.boxes import Unwrapper
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import find_pairs, relations
 from mdbackmap.models import checkpoint
-from mdbackmap.models.hierarchical import place_atoms
+from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
 from mdbackmap.models.library import shipped
 from mdbackmap.pipeline import SIMULATED_NOISE, Backmapper, Options, fitting_model
 from mdbackmap.validation import measures
-from mdbackmap.vocabulary import match
+from mdbackmap.vocabulary import match, twin
 from scipy.spatial.transform import Rotation
 
 RAW = Options(idealise=False)
@@ -651,3 +651,49 @@ def test_a_model_that_does_not_fit_the_beads_is_warned_about(ubiquitin, ubiquiti
     Backmapper(system, "martini3").inspect(frames, boxes)
     Backmapper(system, "martini3-mapped", Options(noise=0.0)).inspect(frames, boxes)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("D2B:C310,C36,C37", "D2A:C210,C26,C27"), ("C1A:C22,C23,C24", "C1B:C32,C33,C34"),
+     ("NC3:C12,N", "NC3:C12,N"), ("C1A:C22,O22", "C1A:C22,O22"), ("R1A:C21", "R1A:C21")],
+)  # fmt: skip
+def test_twins_are_the_same_piece_of_the_other_tail(key, other):
+    assert twin(key) == other
+    assert twin(other) == key
+
+
+def test_a_tail_the_model_knows_of_the_other_chain_only_is_its_twin(
+    membrane_system, tiny_model, patch, caplog
+):
+    """Without the sn-1 beads of a tail, a model gives what the sn-2 beads' weights give."""
+    system = membrane_system
+    gone = {k for k in tiny_model.bead_keys if twin(k) != k and k.partition(":")[0].endswith("B")}
+    missing = {k for k in gone if twin(k) in tiny_model.bead_keys} & set(system.bead_keys)
+    assert missing
+    bead, atom = (
+        [k for k in table if k.partition("/")[0] not in missing]
+        for table in (tiny_model.bead_keys, tiny_model.atom_keys)
+    )
+    network = HierarchicalVectors(
+        tiny_model.network.encoder.config, len(bead), len(tiny_model.residues), len(atom)
+    )
+    state = tiny_model.network.state_dict()
+    for name, kept, table in (("encoder.bead.weight", bead, tiny_model.bead_keys),
+                              ("read.weight", atom, tiny_model.atom_keys)):  # fmt: skip
+        state[name] = state[name][[table.index(k) for k in kept]]
+    network.load_state_dict(state)
+    model = dataclasses.replace(tiny_model, network=network.eval(), bead_keys=bead, atom_keys=atom)
+    found = match(system, model)
+    assert {k: v for k, v in found.borrowed.items() if k in missing} == {
+        k: twin(k) for k in missing
+    }
+    with caplog.at_level(logging.WARNING, "mdbackmap"):
+        atoms = Backmapper(system, model, RAW)(*patch)
+    assert not [r for r in caplog.records if any(k in r.getMessage() for k in missing)]
+    assert np.isfinite(atoms).all()
+    names = np.array(system.atom_keys)[system.atom_key]
+    for key, lent in zip(names, found.atom.tolist(), strict=True):
+        here, _, name = key.rpartition("/")
+        if here in missing:
+            assert atom[lent] == f"{twin(here)}/C2{name[2:]}"
