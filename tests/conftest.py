@@ -50,9 +50,37 @@ def library() -> Library:
     return Library.load("martini3")
 
 
+LIPIDS = [
+    "CHL1",
+    "DLPC",
+    "DLPE",
+    "DMPC",
+    "DOPC",
+    "DOPE",
+    "DOPG",
+    "DOPS",
+    "DPPC",
+    "DPPE",
+    "DSPC",
+    "DSPE",
+    "PLPC",
+    "POPA",
+    "POPC",
+    "POPE",
+    "POPG",
+    "POPS",
+    "PSM",
+    "SLPE",
+    "SSM",
+]
+"""Lipids of the untrained model: a new mapping must not change its random weights."""
+
+
 @pytest.fixture(scope="session")
 def tiny_model(library: Library) -> Checkpoint:
-    templates = [t for t in library.templates if t.has_atoms]
+    templates = [
+        t for t in library.templates if t.has_atoms and (t.kind != "lipid" or t.residue in LIPIDS)
+    ]
     templates += [terminal_variant(t) for t in templates]
     bead_keys = sorted({key for t in templates for key in t.bead_keys})
     atom_keys = sorted({key for t in templates for key in t.atom_keys})
