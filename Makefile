@@ -64,18 +64,22 @@ $(WORK)/proteins_%.npz: ; $(PREPARE) $(PROTEINS) --mapping $* -o $@
 $(WORK)/proteins_validation_%.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz --mapping $* -o $@
 
 MAPPED = $(addprefix $(WORK)/,proteins.npz proteins_validation.npz lipids.npz molecules.npz)
-weights/martini3-mapped: $(MAPPED)
-weights/martini3: $(MAPPED) $(addprefix $(WORK)/,proteins_simulated.npz \
-	proteins_validation_simulated.npz lipids_simulated.npz)
-weights/ca weights/bb-on-ca weights/martini2: weights/%: $(WORK)/proteins_%.npz \
-	$(WORK)/proteins_validation_%.npz
+SIMULATED = $(addprefix $(WORK)/,proteins_simulated.npz proteins_validation_simulated.npz \
+	lipids_simulated.npz)
+
+$(WORK)/martini3-mapped-first/best.safetensors: $(MAPPED)
+$(WORK)/martini3-first/best.safetensors: $(MAPPED) $(SIMULATED)
+$(WORK)/bb-on-ca-first/best.safetensors: $(addprefix $(WORK)/,proteins_bb-on-ca.npz \
+	proteins_validation_bb-on-ca.npz)
+weights/martini3-mapped weights/martini3 weights/bb-on-ca: \
+	weights/%: $(WORK)/%-first/best.safetensors
+weights/ca weights/martini2: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
 weights/martini2: $(WORK)/lipids_martini2.npz $(WORK)/martini3.safetensors
 $(WORK)/martini3.safetensors: ; mkdir -p $(WORK) && cp mdbackmap/weights/martini3.safetensors $@
-weights/bb-on-ca: $(WORK)/bb-on-ca-first/best.safetensors
-$(WORK)/bb-on-ca-first/best.safetensors: $(WORK)/proteins_bb-on-ca.npz \
-	$(WORK)/proteins_validation_bb-on-ca.npz
-	cp mdbackmap/weights/bb-on-ca-first.yaml $(WORK)/
-	$(BIN)/mdbackmap train $(WORK)/bb-on-ca-first.yaml
+# Some models are trained in two stages.
+$(WORK)/%-first/best.safetensors: $(VENV)/installed
+	cp mdbackmap/weights/$*-first.yaml $(WORK)/
+	$(BIN)/mdbackmap train $(WORK)/$*-first.yaml
 weights/%: $(VENV)/installed
 	cp mdbackmap/weights/$*.yaml $(WORK)/
 	$(BIN)/mdbackmap train $(WORK)/$*.yaml

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -23,13 +24,14 @@ from mdbackmap.io.prepare import systems
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.mapping.library import Library
-from mdbackmap.mapping.system import from_beads
-from mdbackmap.models.checkpoint import load
+from mdbackmap.mapping.system import System, from_beads
+from mdbackmap.models.checkpoint import Checkpoint, load
 from mdbackmap.models.library import resolve
 from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.structure import Frame
 from mdbackmap.validation import Checker, Summary, rmsd
 from mdbackmap.validation.measures import torsions
+from mdbackmap.vocabulary import known_templates
 
 SKIPPED_TRAJECTORIES = ("million_beads",)
 
@@ -113,10 +115,24 @@ def _protein_cases(archive: str, library: Library, limit: int):
                 yield Path(member.name).stem, *case
 
 
-def _lipid_cases(folder: str, library: Library):
+def known_systems(path: Path, library: Library, model: Checkpoint, stride: int = 1) -> Iterator:
+    """Yield what `systems` does of a file, and a trajectory of its name, that a model can place."""
+    trajectory = path.with_suffix(".xtc")
+    files = path, trajectory if trajectory.exists() else None
+    known = without_unknown(next(systems(*files, library))[0], library, model)
+    yield from systems(*files, known, stride=stride)
+
+
+def without_unknown(system: System, library: Library, model: Checkpoint) -> Library:
+    """Return a library without the templates of a system that a model cannot place."""
+    known = known_templates(system, model)
+    unknown = [t for t, fine in zip(system.templates, known, strict=True) if not fine]
+    return Library([t for t in library.templates if t not in unknown], library.source)
+
+
+def _lipid_cases(folder: str, library: Library, model: Checkpoint):
     for path in progress(sorted(Path(folder).glob("*.gro")), "lipids"):
-        trajectory = path.with_suffix(".xtc")
-        for case in systems(path, trajectory if trajectory.exists() else None, library):
+        for case in known_systems(path, library, model):
             yield path.stem, *case
 
 
@@ -188,11 +204,11 @@ def main(proteins, lipids, ligands, trajectories, model, mapping, limit, every, 
     """Measure a model."""
     set_threads(threads)
     library, weights = Library.load([mapping]), load(resolve(model))
-    options = Options(idealise=not no_idealise, noise=noise)
+    options = Options(idealise=not no_idealise, noise=noise, hydrogens=False)
     results: dict = {"model": weights.card.get("name"), "date": weights.card.get("date")}
     sets = {
         "proteins": proteins and _protein_cases(proteins, library, limit),
-        "lipids": lipids and _lipid_cases(lipids, library),
+        "lipids": lipids and _lipid_cases(lipids, library, weights),
         "ligands": ligands and _ligand_cases(ligands, library),
     }
     for name, cases in sets.items():

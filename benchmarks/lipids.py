@@ -12,7 +12,6 @@ A trajectory of the same name beside a file (.xtc) is read with it.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 import json
 import logging
@@ -28,19 +27,17 @@ import click
 import numpy as np
 from mdbackmap.cli.common import progress, set_threads
 from mdbackmap.geometry.boxes import minimum_image
-from mdbackmap.io.prepare import systems
+from mdbackmap.geometry.rings import RING_SIZES
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System
 from mdbackmap.mapping.template import Template
-from mdbackmap.models.checkpoint import Checkpoint, load
+from mdbackmap.models.checkpoint import load
 from mdbackmap.models.library import resolve
 from mdbackmap.pipeline import Options
 from mdbackmap.validation import Checker, measures, rmsd
 from mdbackmap.validation.checks import ANGLE_TOLERANCE, BOND_TOLERANCE, STEREO_VOLUME
-from mdbackmap.validation.contacts import RING_SIZES
-from mdbackmap.vocabulary import known_templates
 
-from benchmarks.accuracy import backmap_structure
+from benchmarks.accuracy import backmap_structure, known_systems
 
 GLYCEROL = re.compile(r"(GL(?!0)|AM|OH)\w+$")
 """Beads between head and tails: glycerol with its esters, or the like of it in sphingolipids; GL0
@@ -668,14 +665,6 @@ class Report:
         return "\n".join(lines)
 
 
-def without_unknown(system: System, library: Library, model: Checkpoint) -> Library:
-    """Return a library without the templates of a system that a model cannot place."""
-    known = known_templates(system, model)
-    unknown = [t for t, fine in zip(system.templates, known, strict=True) if not fine]
-    templates = tuple(t for t in library.templates if t not in unknown)
-    return dataclasses.replace(library, templates=templates)
-
-
 def training_molecules(path: str | Path) -> dict[str, int]:
     """Read how many molecules of each species there are to train on.
 
@@ -736,14 +725,11 @@ def main(files, model, mapping, noise, no_idealise, stride, stop, bars, totals, 
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     library, weights = Library.load([mapping]), load(resolve(model))
-    options = Options(idealise=not no_idealise, noise=noise)
+    options = Options(idealise=not no_idealise, noise=noise, hydrogens=False)
     measured = Totals()
     for name in progress(files, "files"):
         path = Path(name)
-        trajectory = path.with_suffix(".xtc")
-        files_of = path, trajectory if trajectory.exists() else None
-        known = without_unknown(next(systems(*files_of, library))[0], library, weights)
-        frames = systems(*files_of, known, stride=stride)
+        frames = known_systems(path, library, weights, stride)
         for truth, positions, box, usable in islice(frames, stop):
             system, atoms, reference, _ = backmap_structure(
                 truth, positions, box, usable, library, weights, options

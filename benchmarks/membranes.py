@@ -19,7 +19,7 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -48,6 +48,30 @@ REACH, WIDTH = 15.0, 0.5
 """Å: how far radial distribution functions go, and their bins."""
 TALL = 1e4
 """Å; height of the box in which leaflets are flat."""
+
+
+class Shown(NamedTuple):
+    """How a result that has a value for every place along the tails is shown.
+
+    Attributes
+    ----------
+    place, value : str
+        Keys of its rows.
+    title : str
+    sign, digits : int
+    """
+
+    place: str
+    value: str
+    title: str
+    sign: int
+    digits: int
+
+
+ALONG_TAILS = {
+    "order": Shown("carbon", "value", "-S_CD", -1, 3),
+    "torsions": Shown("bond", "percent", "%", 1, 1),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,11 +386,11 @@ def compare(given: dict[str, Any], true: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {
         key: given[key] - true[key] for key in ("area_per_lipid", "thickness")
     }
-    for what, value in (("order", "value"), ("torsions", "percent")):
+    for what, shown in ALONG_TAILS.items():
         for name in sorted(given["species"].keys() & true["species"].keys()):
             rows = _side_by_side(given, true, name, what)
             for tail in sorted({row["tail"] for row, _ in rows}):
-                off = [row[value] - other[value] for row, other in rows
+                off = [row[shown.value] - other[shown.value] for row, other in rows
                        if row["tail"] == tail and row.get("state") != "skew"]  # fmt: skip
                 if off:
                     result.setdefault(what, {})[f"{name} {tail}".strip()] = {
@@ -419,28 +443,20 @@ def text(given: dict[str, Any], true: dict[str, Any]) -> str:
         peaks = [f"{g:.2f} at {r:.2f} Å" for r, g in (d["peak"], d["peak_reference"])]
         lines.append(f"{title:<26}{d['rms']:>8.2f}{peaks[0]:>20}{peaks[1]:>20}")
     for name in sorted(given["species"].keys() & true["species"].keys()):
-        lines += ["", *_order_rows(given, true, name), "", *_torsion_rows(given, true, name)]
+        for what in ALONG_TAILS:
+            lines += ["", *_rows(given, true, name, what)]
     return "\n".join(lines)
 
 
-def _order_rows(given: dict, true: dict, name: str) -> list[str]:
-    rows = [f"{name:<8}{'carbon':<12}{'-S_CD':>8}{'±':>8}{'reference':>12}{'±':>8}{'off':>9}"]
-    for here, other in _side_by_side(given, true, name, "order"):
+def _rows(given: dict, true: dict, name: str, what: str) -> list[str]:
+    place, value, title, sign, digits = ALONG_TAILS[what]
+    rows = [f"{name:<8}{place:<12}{title:>8}{'±':>8}{'reference':>12}{'±':>8}{'off':>9}"]
+    for here, other in _side_by_side(given, true, name, what):
+        ours, theirs = sign * here[value], sign * other[value]
         rows.append(
-            f"{'':<8}{here['carbon']:<12}{-here['value']:>8.3f}{here['standard_error']:>8.3f}"
-            f"{-other['value']:>12.3f}{other['standard_error']:>8.3f}"
-            f"{other['value'] - here['value']:>+9.3f}"
-        )
-    return rows
-
-
-def _torsion_rows(given: dict, true: dict, name: str) -> list[str]:
-    rows = [f"{name:<8}{'bond':<12}{'%':>8}{'±':>8}{'reference':>12}{'±':>8}{'off':>9}"]
-    for here, other in _side_by_side(given, true, name, "torsions"):
-        rows.append(
-            f"{'':<8}{here['bond']:<12}{here['percent']:>8.1f}{here['standard_error']:>8.1f}"
-            f"{other['percent']:>12.1f}{other['standard_error']:>8.1f}"
-            f"{here['percent'] - other['percent']:>+9.1f}  {here['state']}"
+            f"{'':<8}{here[place]:<12}{ours:>8.{digits}f}{here['standard_error']:>8.{digits}f}"
+            f"{theirs:>12.{digits}f}{other['standard_error']:>8.{digits}f}"
+            f"{ours - theirs:>+9.{digits}f}  {here.get('state', '')}".rstrip()
         )
     return rows
 
@@ -452,7 +468,7 @@ def plot(given: dict[str, Any], true: dict[str, Any], path: str | Path) -> None:
     panels = [
         (name, tail, what)
         for name in sorted(given["species"].keys() & true["species"].keys())
-        for what in ("order", "torsions")
+        for what in ALONG_TAILS
         for tail in sorted({row["tail"] for row in given["species"][name][what]})
     ]
     titles = [title for title in given["rdf"] if title in true["rdf"]]
@@ -463,7 +479,7 @@ def plot(given: dict[str, Any], true: dict[str, Any], path: str | Path) -> None:
     for axis, (name, tail, what) in zip(axes, panels, strict=False):
         for label, results, colour, marker in sides:
             rows = [r for r in results["species"][name][what] if r["tail"] == tail]
-            key, sign = ("value", -1) if what == "order" else ("percent", 1)
+            _, key, _, sign, _ = ALONG_TAILS[what]
             # Torsions lie between the carbons they turn about.
             place = [r["place"] + (0.0 if what == "order" else 0.5) for r in rows]
             axis.errorbar(place, [sign * r[key] for r in rows],

@@ -26,7 +26,7 @@ from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import load
 from mdbackmap.models.library import resolve
-from mdbackmap.pipeline import Backmapper
+from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.validation.measures import torsions
 
 FLIP = 60.0
@@ -38,6 +38,7 @@ EDGES = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, np.inf])
 AMPLITUDES = (0.02, 0.05, 0.1, 0.2)
 """Å per axis by which all beads are displaced in the controlled test."""
 SEED = 1
+HEAVY = Options(hydrogens=False)
 
 GAMMA, DELTA = ("CG", "CG1", "SG", "OG", "OG1"), ("CD", "CD1", "OD1", "ND1", "SD")
 CHI = (("N", "CA", "CB", GAMMA), ("CA", "CB", GAMMA, DELTA))
@@ -246,7 +247,7 @@ def main(trajectories: tuple[Path, ...], every: int, displace: int, model: str,
     for path in trajectories:
         # The topology is found beside the trajectory.
         source = CGSource.open(path)
-        backmapper = inspected(Backmapper(lay_out(source), weights), source)
+        backmapper = inspected(Backmapper(lay_out(source), weights, HEAVY), source)
         chi, name = Chi(backmapper.system), _name(path)
         if not len(chi.rows[0]):
             raise click.ClickException(f"{path}: no residue has a chi1")

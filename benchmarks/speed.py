@@ -3,8 +3,8 @@
 An atomistic structure is mapped to beads and brought back again and again, without a periodic
 box: the network with the placement of atoms alone, and the whole frame as shipped. With --peer,
 cgback (carbon alphas to atoms) backmaps the same residues in turns with it, in the same process
-with the same number of threads. Reading files and models, which either does once, and hydrogens,
-which only cgback has, are not timed.
+with the same number of threads, heavy atoms only as ours are. The frame with hydrogens is timed
+beside them. Reading files and models, which either does once, is not timed.
 
     python -m benchmarks.speed protein.pdb --threads 2 --peer --json speed.json
 """
@@ -33,12 +33,13 @@ from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System, from_beads
 from mdbackmap.models.checkpoint import load
 from mdbackmap.models.library import resolve
-from mdbackmap.pipeline import BEADS_PER_THREAD, Backmapper, _threads
+from mdbackmap.pipeline import BEADS_PER_THREAD, Backmapper, Options, _threads
 from mdbackmap.structure import Frame
 
 WARM_UP = 5
 """Frames that are not counted."""
-OURS, WHOLE = "network and placement", "whole frame"
+OURS, WHOLE = "network and placement", "whole frame, heavy atoms"
+EVERY = "whole frame with hydrogens"
 PEER, PEER_WHOLE = "cgback, sampling", "cgback, sampling and repair"
 RATIOS = {OURS: PEER, WHOLE: PEER_WHOLE}
 
@@ -51,8 +52,11 @@ class Frames:
     def __init__(self, truth: System, positions: np.ndarray, model: str) -> None:
         self.beads = truth.map_positions(positions).astype(np.float32)
         self.system = from_beads(truth.beads, Library.load(["martini3"]), Frame(self.beads))
-        self.backmapper = Backmapper(self.system, load(resolve(model)))
-        self.backmapper.inspect([self.beads], [None])
+        checkpoint = load(resolve(model))
+        self.every = Backmapper(self.system, checkpoint)
+        self.backmapper = Backmapper(self.system, checkpoint, Options(hydrogens=False))
+        for backmapper in (self.every, self.backmapper):
+            backmapper.inspect([self.beads], [None])
 
     @contextmanager
     def threads(self) -> Iterator[int]:
@@ -66,8 +70,12 @@ class Frames:
             self.backmapper._predict(self.beads, None)
 
     def whole(self) -> None:
-        """Make a frame as users get it."""
+        """Make the heavy atoms of a frame."""
         self.backmapper(self.beads, None)
+
+    def with_hydrogens(self) -> None:
+        """Make a frame as users get it."""
+        self.every(self.beads, None)
 
 
 class Peer:
@@ -132,10 +140,12 @@ def measure(frames: Frames, repeats: int, peer: Peer | None, peer_repeats: int) 
     for _ in range(WARM_UP):
         frames.network()
         frames.whole()
+        frames.with_hydrogens()
     seconds: Seconds = defaultdict(list)
     turns = np.linspace(0, repeats - 1, peer_repeats).astype(int) if peer else ()
     for k in range(repeats):
-        for what, run in ((OURS, frames.network), (WHOLE, frames.whole)):
+        for what, run in ((OURS, frames.network), (WHOLE, frames.whole),
+                          (EVERY, frames.with_hydrogens)):  # fmt: skip
             began = time.perf_counter()
             run()
             seconds[what].append(time.perf_counter() - began)
@@ -157,7 +167,8 @@ def describe(seconds: list[float], n_atoms: int) -> dict:
 def to_text(results: dict) -> str:
     """Return the results as lines."""
     lines = [
-        f"{results['residues']} residues, {results['beads']} beads, {results['atoms']} heavy atoms",
+        f"{results['residues']} residues, {results['beads']} beads, {results['every_atom']} atoms, "
+        f"of which {results['atoms']} heavy",
         f"model {results['model']}, told of {results['noise']:.2f} Å of noise",
         f"torch threads: {results['threads']}; the network of this protein uses "
         f"{results['network_threads']}",
@@ -202,13 +213,14 @@ def main(structure: Path, threads: int, repeats: int, peer: bool, peer_repeats: 
     other = Peer(truth, positions, peer_batch) if peer else None
     seconds = measure(frames, repeats, other, peer_repeats)
     counts = {what: other.n_atoms if other and what in RATIOS.values() else frames.system.n_atoms
-              for what in seconds}  # fmt: skip
+              for what in seconds} | {EVERY: len(frames.every.atoms)}  # fmt: skip
     timings = {what: describe(seconds[what], counts[what]) for what in seconds}
     with frames.threads() as network_threads:
         pass
     results = {
         "structure": structure.stem, "residues": len(truth.residue_template),
         "beads": frames.system.n_beads, "atoms": frames.system.n_atoms,
+        "every_atom": len(frames.every.atoms),
         "model": frames.backmapper.checkpoint.card.get("name"), "noise": frames.backmapper.noise,
         "threads": threads, "network_threads": network_threads, "timings": timings,
         "ratios": {ours: timings[ours]["atoms_per_second"] / timings[theirs]["atoms_per_second"]

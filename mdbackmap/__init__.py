@@ -17,6 +17,7 @@ _PUBLIC = {
     "Library": "mdbackmap.mapping.library",
     "MdbackmapError": "mdbackmap.errors",
     "Options": "mdbackmap.pipeline",
+    "backmap": "mdbackmap.io.conversion",
     "carrier": "mdbackmap.io.transformation",
     "universe": "mdbackmap.io.transformation",
 }

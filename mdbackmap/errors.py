@@ -11,6 +11,9 @@
     ├── InputFileError (OSError)          a trajectory or topology that cannot be read
     ├── OutputFileError (OSError)         an output that cannot be written
     ├── ModelError (ValueError)           weights that cannot be used here
+    ├── ProtonationError (ValueError)     a pH or a choice of protonation states that is none
+    ├── ForceFieldError (ValueError)      molecules that a force field does not cover
+    ├── WorkerError (RuntimeError)        processes that share the work cannot be had, or die
     ├── FrameError (RuntimeError)         one frame failed; the message names it
     └── ConfigError (ValueError)          a training configuration that makes no sense
 
@@ -59,12 +62,28 @@ class ModelError(MdbackmapError, ValueError):
     """Weights that are not ours, are damaged, or do not know the mapping in use."""
 
 
+class ProtonationError(MdbackmapError, ValueError):
+    """A pH that is none, or protonation states chosen for residues that cannot have them."""
+
+
+class ForceFieldError(MdbackmapError, ValueError):
+    """A force field that is none, or that does not cover the molecules it is asked for."""
+
+
 class FrameError(MdbackmapError, RuntimeError):
     """One frame could not be backmapped."""
 
 
+class WorkerError(MdbackmapError, RuntimeError):
+    """Processes that were to share the work cannot be had, or died at it."""
+
+
 class ConfigError(MdbackmapError, ValueError):
     """A training configuration that cannot be used."""
+
+
+LONGEST = 1000
+"""Characters of a row that are shown."""
 
 
 def listing(items: Iterable[object], limit: int = 10, indent: str = "  ") -> str:
@@ -75,7 +94,7 @@ def listing(items: Iterable[object], limit: int = 10, indent: str = "  ") -> str
       b
       ... and 1 more
     """
-    rows = [str(item) for item in items]
+    rows = [row if len(row) <= LONGEST else f"{row[:LONGEST]} ..." for row in map(str, items)]
     shown = [f"{indent}{row}" for row in rows[:limit]]
     if len(rows) > limit:
         shown.append(f"{indent}... and {len(rows) - limit} more")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +20,27 @@ from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
 from mdbackmap.geometry.rings import RingGuard
 from mdbackmap.graph.neighbours import close_pairs
+from mdbackmap.hydrogens import protonation
+from mdbackmap.hydrogens.atoms import AllAtoms
+from mdbackmap.hydrogens.nearby import Nearby
+from mdbackmap.hydrogens.place import REACH as HYDROGEN_REACH
+from mdbackmap.hydrogens.place import HydrogenPlacer
+from mdbackmap.hydrogens.protonation import DEFAULT_PH, Choices, Protonation
+from mdbackmap.hydrogens.recipes import recipes_for
+from mdbackmap.hydrogens.tautomers import settle
+from mdbackmap.kept import Kept
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.library import DEFAULT_MODEL, shipped
 from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, place_parts
+from mdbackmap.structure import AtomTable
+from mdbackmap.tails import Tails
 from mdbackmap.validation.measures import torsions
-from mdbackmap.vocabulary import Vocabulary, known_templates, match, twin
+from mdbackmap.vocabulary import HINT, Vocabulary, drawn_beads, known_templates, match, twin
+
+if TYPE_CHECKING:
+    from mdbackmap.relax.stage import Stage
 
 _log = logging.getLogger("mdbackmap")
 
@@ -62,15 +77,45 @@ class Options:
         ``cpu`` or ``cuda``.
     idealise : bool
         Put local geometry right afterwards.
+    draw : bool
+        Draw alkyl chains from the conformers that fit their beads, instead of answering with
+        the network's mean of them. Rotamers are then as frequent as in membranes.
+    seed : int
+        Another seed is another draw. Frames of one run share their random numbers.
     noise : float or None
         Å per axis the bead positions are believed to be off; None: 0 for beads that have the
         bond lengths of mapped structures, `SIMULATED_NOISE` otherwise.
+    hydrogens : bool
+        Give all atoms; False: heavy atoms only.
+    ph : float
+        Decides on protonation states, once for all frames.
+    protonation : str, Path or mapping, optional
+        States chosen for single residues: a YAML file, or its content, ``{"A:HIS 15": "HIP"}``.
+    force_field : str, optional
+        Names of atoms and residues: ``charmm36`` or ``amber14``; as mappings have them by default
+        and with ``none``, which also relaxes without a force field.
+    force_field_files : tuple of str or Path
+        More force-field files in OpenMM's format, for ligands.
+    relax : bool
+        Minimise every frame, restrained, until no force exceeds ``max_force`` (kJ/mol/nm).
+    keep : str or Path, optional
+        A file with an atomistic structure, laid onto its beads instead of predicted.
     """
 
     chunk_size: int = CHUNK_SIZE
     device: str = "cpu"
     idealise: bool = True
+    draw: bool = True
+    seed: int = 0
     noise: float | None = None
+    hydrogens: bool = True
+    ph: float = DEFAULT_PH
+    protonation: Choices | None = None
+    force_field: str | None = None
+    force_field_files: tuple[str | Path, ...] = ()
+    relax: bool = False
+    max_force: float = 500.0
+    keep: str | Path | None = None
 
 
 class Backmapper:
@@ -88,6 +133,8 @@ class Backmapper:
     ------
     ModelError
         The model does not know beads of the system; lists the residues.
+    ProtonationError
+        A pH, or states chosen, that cannot be.
 
     Attributes
     ----------
@@ -97,6 +144,10 @@ class Backmapper:
         The same with chain ends read as the beads tell (see `System.with_open_ends`).
     noise : float, Å
         What the network is told of the beads.
+    protonation : Protonation or None
+        States of the residues; None where only heavy atoms are given.
+    kept : Kept or None
+        A structure to lay onto its beads; set by whoever read the file.
     """
 
     def __init__(
@@ -120,6 +171,54 @@ class Backmapper:
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
         self._trust(self.options.noise, simulated=True)
+        self._undecided = (
+            protonation.decide(system, self.options.ph, self.options.protonation)
+            if self.options.hydrogens else None
+        )  # fmt: skip
+        self.protonate(self._undecided)
+        self.kept: Kept | None = None
+
+    def protonate(self, states: Protonation | None) -> None:
+        """Go on with other protonation states; None: with heavy atoms only."""
+        self.protonation = states
+        for name in ("all_atoms", "hydrogen_placer", "stage"):
+            self.__dict__.pop(name, None)
+
+    @functools.cached_property
+    def all_atoms(self) -> AllAtoms:
+        """The atom list with hydrogens; of use only where hydrogens are given."""
+        return AllAtoms.of(self.layout, self.protonation)
+
+    @functools.cached_property
+    def hydrogen_placer(self) -> HydrogenPlacer:
+        """What places hydrogens; made when the first frame needs it."""
+        return HydrogenPlacer(recipes_for(self.layout, self.all_atoms))
+
+    @property
+    def atoms(self) -> AtomTable:
+        """What the answer holds: all atoms, or heavy atoms only. Settled by `inspect`."""
+        return self.stage.atoms if self.stage else self._placed[0]
+
+    @property
+    def _placed(self) -> tuple[AtomTable, np.ndarray]:
+        """What is placed, as mappings name it, and where the heavy atoms are in it."""
+        if self.protonation:
+            return self.all_atoms.table, self.all_atoms.heavy
+        return self.layout.atoms, np.arange(self.layout.n_atoms)
+
+    @functools.cached_property
+    def stage(self) -> Stage | None:
+        """What names and relaxes atoms last; None where nothing of the kind is asked for."""
+        options = self.options
+        if not options.relax and options.force_field in (None, "none"):
+            return None
+        # OpenMM takes a while to import, and most conversions do without.
+        from mdbackmap.relax.stage import Stage
+
+        return Stage(
+            self.layout, *self._placed, force_field=options.force_field, relax=options.relax,
+            files=options.force_field_files, max_force=options.max_force, device=options.device,
+        )  # fmt: skip
 
     @functools.cached_property
     def idealiser(self) -> BlockIdealiser:
@@ -129,6 +228,11 @@ class Backmapper:
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
             self.backbone, **self._idealising,
         )  # fmt: skip
+
+    @functools.cached_property
+    def tails(self) -> Tails:
+        """What draws alkyl chains; made when the first frame needs it."""
+        return Tails(self.system, self.noise, self.options.seed)
 
     @functools.cached_property
     def ring_guard(self) -> RingGuard:
@@ -148,7 +252,7 @@ class Backmapper:
 
     def _forget_geometry(self) -> None:
         """Have what depends on the backbone and on the kind of beads made anew."""
-        for name in ("idealiser", "ring_guard"):
+        for name in ("idealiser", "ring_guard", "tails"):
             self.__dict__.pop(name, None)
 
     def _use(self, model: Model | None) -> None:
@@ -167,8 +271,10 @@ class Backmapper:
             predictor = NetworkPredictor(part, own, self.options.chunk_size)
             self._parts.append((predictor, beads, atoms))
             borrowed = predictor.vocabulary.borrowed
+            drawn = drawn_beads(part) if self.options.draw else set()
             for key in borrowed.keys() - self._borrowed:
-                level = logging.INFO if borrowed[key] == twin(key) else logging.WARNING
+                quiet = borrowed[key] == twin(key) or key in drawn
+                level = logging.INFO if quiet else logging.WARNING
                 text = "bead %s is new to the model; it borrows weights of %s"
                 _log.log(level, text, key, borrowed[key])
             self._borrowed |= borrowed.keys()
@@ -199,6 +305,11 @@ class Backmapper:
         return self._parts[0][0].vocabulary
 
     @property
+    def networks(self) -> list[Model]:
+        """The models in use."""
+        return [part.model for part, _, _ in self._parts if isinstance(part, NetworkPredictor)]
+
+    @property
     def models(self) -> list[str]:
         """Names of what places the atoms: models, and "conformers of LIG"."""
         return [
@@ -208,10 +319,10 @@ class Backmapper:
         ]  # fmt: skip
 
     def inspect(self, frames: Iterable[np.ndarray], boxes: Iterable[np.ndarray | None]) -> None:
-        """Learn from some frames what holds for all: simulated beads or mapped, cis peptides.
+        """Learn from some frames what holds for all: kind of beads, cis peptides, tautomers.
 
-        Without it, beads are taken to be simulated, and every frame decides for itself which
-        peptides before proline are cis.
+        Without it, beads are taken to be simulated, every frame decides for itself which
+        peptides before proline are cis, and tautomers are the first that a mapping names.
 
         Parameters
         ----------
@@ -229,6 +340,11 @@ class Backmapper:
             # Most chains of structures end where they were not resolved further, without OXT.
             self._adopt(self.layout.with_open_ends(self.layout.chain_ends))
         self._settle_cis(frames[:FRAMES_FOR_CIS], boxes[:FRAMES_FOR_CIS])
+        if self._undecided:
+            self.protonate(self._undecided)
+            self._settle_tautomers(frames[:1], boxes[:1])
+            _log.info("%s", self.protonation.summary(self.layout))
+            _log.info("%s", listing(self.protonation.details(self.layout), 20))
 
     def _adopt(self, system: System) -> None:
         """Go on with another reading of the same beads."""
@@ -255,6 +371,16 @@ class Backmapper:
         cis[asked] = np.mean(cosines, axis=0) > CIS_COSINE
         self.backbone = replace(backbone, cis=cis, may_be_cis=np.zeros_like(cis))
         self._forget_geometry()
+
+    def _settle_tautomers(
+        self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
+    ) -> None:
+        """Decide once which tautomers there are, from the hydrogen bonds of one frame."""
+        if not self.protonation.open or not frames:
+            return
+        heavy = self._heavy_atoms(self.unwrap(frames[0], boxes[0]), boxes[0], 0)
+        near = Nearby(*close_pairs(heavy, boxes[0], HYDROGEN_REACH))
+        self.protonate(settle(self.layout, self.protonation, heavy, near))
 
     def _measure_beads(
         self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
@@ -308,7 +434,7 @@ class Backmapper:
 
         Returns
         -------
-        ndarray, shape=(n_atoms, 3), float32, Å
+        ndarray, shape=(len(self.atoms), 3), float32, Å
             Molecules are whole; each stays at the image of its first bead.
 
         Raises
@@ -320,9 +446,21 @@ class Backmapper:
         beads = np.array(beads, dtype=np.float32)
         self._check(beads, box, frame)
         whole = self.unwrap(beads, box)
+        atoms = heavy = self._heavy_atoms(whole, box, frame)
+        if self.protonation:
+            near = Nearby(*close_pairs(heavy, box, HYDROGEN_REACH))
+            atoms = self.all_atoms.join(heavy, self.hydrogen_placer(heavy, near))
+        return self.stage(atoms, whole, box, frame) if self.stage else atoms
+
+    def _heavy_atoms(self, whole: np.ndarray, box: np.ndarray | None, frame: int) -> np.ndarray:
+        """Heavy atoms of one frame, from beads of whole molecules."""
         with torch.inference_mode():
             with _threads(self.system.n_beads // BEADS_PER_THREAD):
                 positions = self._predict(whole, box)
+                if self.options.draw:
+                    positions = self.tails(positions, torch.from_numpy(whole), box)
+                if self.kept:
+                    positions = self.kept(positions, torch.from_numpy(whole))
             if self.options.idealise:
                 with _threads(self.system.n_atoms // ATOMS_PER_THREAD):
                     near = close_pairs(positions.numpy(), box, REACH)
@@ -385,33 +523,34 @@ class Backmapper:
 def fitting_model(system: System) -> str | None:
     """Return the name of the shipped model that knows a system's beads.
 
-    Small molecules may be unknown to it: conformers are fitted to their beads. None where all of
-    the system is such molecules.
+    Small molecules and lipids may be unknown to it: conformers are fitted to their beads. Of
+    models that leave some unknown the one that knows most kinds of residue is taken; None where
+    all of the system is such molecules.
 
     Raises
     ------
     ModelError
         None does; says what the default model lacks.
     """
-    others = [name for name in shipped() if name != DEFAULT_MODEL]
-    molecule = np.array([t.kind == "molecule" for t in system.templates])
-    partly = None
-    for name in (DEFAULT_MODEL, *others):
+    names = [DEFAULT_MODEL, *(name for name in shipped() if name != DEFAULT_MODEL)]
+    protein = np.array([t.kind == "protein" for t in system.templates])
+    best, most = None, 0
+    for name in names:
         known = known_templates(system, Model(name).checkpoint)
         if known.all():
             return name
-        if partly is None and known.any() and (known | molecule).all():
-            partly = name
-    if partly is None and not molecule.all():
+        if known.sum() > most and not (protein & ~known).any():
+            best, most = name, known.sum()
+    if best is None and protein.any():
         match(system, Model(DEFAULT_MODEL).checkpoint)
-    return partly
+    return best
 
 
 def share_out(system: System, models: Sequence[Model]) -> list[tuple[Model | None, np.ndarray]]:
     """Decide which model places which residues.
 
-    Of several models that know a residue the last is taken. Molecules that none knows are placed
-    by fitting conformers to their beads (model None), and a warning says so.
+    Of several models that know a residue the last is taken. Molecules and lipids that none knows
+    are placed by fitting conformers to their beads (model None), and a warning says so.
 
     Returns
     -------
@@ -420,14 +559,16 @@ def share_out(system: System, models: Sequence[Model]) -> list[tuple[Model | Non
     Raises
     ------
     ModelError
-        Proteins or lipids that no model knows.
+        Proteins that no model knows.
     """
     owner = np.full(len(system.templates), -1)
     for k, model in enumerate(models):
         owner[known_templates(system, model.checkpoint)] = k
     unknown = [t for t, k in zip(system.templates, owner.tolist(), strict=True) if k < 0]
-    if any(t.kind != "molecule" for t in unknown):
-        match(system, models[0].checkpoint)
+    if any(t.kind == "protein" for t in unknown):
+        rest, *_ = system.of_residues((owner < 0)[system.residue_template])
+        others = [model for k, model in enumerate(models) if k in owner]
+        match(rest, models[0].checkpoint, _hint(rest, others))
     if unknown:
         _log.warning(
             "no model knows %s: conformers are fitted to the beads, which is rougher; "
@@ -436,6 +577,17 @@ def share_out(system: System, models: Sequence[Model]) -> list[tuple[Model | Non
         )
     shares = [(model, owner == k) for k, model in enumerate(models)] + [(None, owner < 0)]
     return [(model, mine[system.residue_template]) for model, mine in shares if mine.any()]
+
+
+def _hint(rest: System, models: Sequence[Model]) -> str:
+    """Say which shipped model knows what is left, beside the models that know the others."""
+    try:
+        name = fitting_model(rest)
+    except ModelError:
+        return HINT
+    given = (m.checkpoint.source if isinstance(m.given, Checkpoint) else m.given for m in models)
+    words = " ".join(f"--model {word}" for word in (name, *given))
+    return f"model {name} knows these: {words}"
 
 
 def _is_box(box: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mdbackmap.geometry.superpose import superpose
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.conformers import conformers
 from mdbackmap.mapping.system import System
 from mdbackmap.mapping.template import Template
@@ -25,6 +26,8 @@ from mdbackmap.vocabulary import match
 
 FEW_BEADS = 20_000
 """Below, neighbours are kept for all layers rather than laid out again for each."""
+FEWEST = 3
+"""Beads that must be fitted, for a conformer not to turn freely."""
 
 
 class Predictor(Protocol):
@@ -146,7 +149,8 @@ class ConformerPredictor:
     """Lays the best of a molecule's conformers on its beads, for molecules no model has learnt.
 
     Each bead's atoms are then moved with it, so that every bead is where it should be; what that
-    does to the bonds between beads is for idealisation to mend.
+    does to the bonds between beads is for idealisation to mend. Alkyl chains play no part in the
+    fit: they are drawn later (`mdbackmap.tails`).
 
     Parameters
     ----------
@@ -188,11 +192,16 @@ class _Fitted:
         self.beads_at = np.zeros((len(self.atoms_at), template.n_beads, 3))
         for k in range(len(bead)):
             self.beads_at[:, bead[k]] += template.weights[k] * self.atoms_at[:, atom[k]]
+        drawn = [b for chain in chains_of(template) for b in chain.beads.tolist()]
+        stiff = np.setdiff1d(np.arange(template.n_beads), drawn)
+        self.fitted = stiff if len(stiff) >= FEWEST else np.arange(template.n_beads)
 
     def place(self, beads: np.ndarray, positions: np.ndarray) -> None:
         """Write the positions of the atoms, given those of all beads."""
         target = beads[self.beads].astype(np.float64)
-        turn, shift, error = superpose(self.beads_at[None], target[:, None])
+        turn, shift, error = superpose(
+            self.beads_at[None, :, self.fitted], target[:, None, self.fitted]
+        )
         best = error.argmin(axis=1)
         row = np.arange(len(target))
         turn, shift = turn[row, best], shift[row, best]

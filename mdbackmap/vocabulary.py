@@ -2,7 +2,8 @@
 
 Keys say what a bead is made of (``PO4:C11,O11,...``); equal keys mean the same thing in every
 molecule, so a lipid built from known parts works without training. A bead whose key is new but
-nearly a known one borrows its weights, and the user is told.
+nearly a known one borrows its weights, and the user is told. A bead of an alkyl chain may borrow
+those of any: its atoms are drawn anew (`mdbackmap.tails`), and only others see what it is like.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from mdbackmap.errors import ModelError, listing
+from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
 
 ENOUGH_IN_COMMON = 0.5
 """Share of atoms (of both beads together) that a borrowed bead must have in common."""
+_TAIL = re.compile(r"[CDT]\d[ABCD]?\d?")
+HINT = "choose the mapping the model was trained with (mdbackmap models show), or train one."
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,15 @@ class Vocabulary:
     borrowed: dict[str, str]
 
 
-def match(system: System, model: Checkpoint) -> Vocabulary:
+def match(system: System, model: Checkpoint, hint: str = HINT) -> Vocabulary:
     """Fit a system to a model.
+
+    Parameters
+    ----------
+    system : System
+    model : Checkpoint
+    hint : str
+        What to do where it does not fit, for the message.
 
     Raises
     ------
@@ -57,9 +68,7 @@ def match(system: System, model: Checkpoint) -> Vocabulary:
     if misfits:
         raise ModelError(
             f"model {model.card.get('name', '')} ({model.source}) does not fit the mapping of "
-            f"these residues:\n{listing(sorted(set(misfits.values())), 20)}\n"
-            "  Hint: choose the mapping the model was trained with (mdbackmap models show), or "
-            "train one."
+            f"these residues:\n{listing(sorted(set(misfits.values())), 20)}\n  Hint: {hint}"
         )
     residues = {name: k for k, name in enumerate(model.residues)}
     bead_table = np.array([beads[borrowed.get(key, key)] for key in system.bead_keys])
@@ -91,11 +100,35 @@ def _tables(
     """The model's beads and atoms by key, and whose weights unknown beads of the system borrow."""
     beads = {key: k for k, key in enumerate(model.bead_keys)}
     atoms = {key: k for k, key in enumerate(model.atom_keys)}
+    drawn = drawn_beads(system)
     near = {
-        key: twin(key) if twin(key) in beads else _nearest(key, model.bead_keys)
+        key: twin(key) if twin(key) in beads
+        else _nearest(key, model.bead_keys) or (_like(key, model.bead_keys) if key in drawn else "")
         for key in system.bead_keys if key not in beads
     }  # fmt: skip
     return beads, atoms, {key: other for key, other in near.items() if other}
+
+
+def drawn_beads(system: System) -> set[str]:
+    """Keys of beads whose atoms all are of an alkyl chain, so that no network need place them."""
+    return {
+        template.bead_keys[bead]
+        for template in system.templates for chain in chains_of(template)
+        for bead in chain.beads.tolist()
+    }  # fmt: skip
+
+
+def _like(key: str, known: list[str]) -> str:
+    """The known bead of a tail that is most like another: its place, kind and number of atoms."""
+
+    def unlike(other: str) -> tuple[int, bool, bool, int]:
+        bead, atoms = _parts(other)
+        return (abs(int(bead[1]) - int(name[1])), bead[0] != name[0], bead[2:] != name[2:],
+                abs(len(atoms) - len(own)))  # fmt: skip
+
+    name, own = _parts(key)
+    tails = [other for other in known if _TAIL.fullmatch(other.partition(":")[0])]
+    return min(tails, key=unlike, default="") if _TAIL.fullmatch(name) else ""
 
 
 def _parts(key: str) -> tuple[str, set[str]]:

@@ -350,7 +350,7 @@ def test_place_that_cannot_be_written_after_all(refused, monkeypatch):
 
 @pytest.mark.parametrize("output", ["aa", "aa.nonsense", "aa.tpr", "aa.yaml"])
 def test_unknown_output_format(refused, output):
-    assert "use xtc, trr, dcd or pdb" in refused(output=output)
+    assert "use xtc, trr, dcd, h5md, nc, pdb or cif" in refused(output=output)
 
 
 def test_one_frame_format_for_many(refused):
@@ -394,7 +394,7 @@ def test_a_frame_without_numbers_is_left_out(folder, weights, frame, value):
                  "--model", weights)  # fmt: skip
     assert result.code == 1
     assert f"left out: frame {frame}: 2 beads have no usable position" in result.err
-    assert "3 frames of 602 atoms" in result.out
+    assert "3 frames of 1231 atoms" in result.out
     whole = folder / "whole.trr"
     ok("convert", with_numbers(folder, [], 0), "-s", folder / "cg.tpr", "-o", whole,
        "--model", weights)  # fmt: skip

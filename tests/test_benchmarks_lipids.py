@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import MDAnalysis
 import numpy as np
 import pytest
-from benchmarks import lipids, membranes
+from benchmarks import accuracy, lipids, membranes
 from benchmarks.lipids import Totals, lipids_of, neighbours, overall, species
 from click.testing import CliRunner
 from mdbackmap.validation import Checker
 
-from helpers_io import DATA, GRO, ok
+from helpers_io import DATA, GRO, load, ok
 
 
 @pytest.fixture(scope="module")
@@ -249,14 +250,28 @@ def test_command_says_which_values_are_beyond_their_bars(weights, tmp_path):
     assert found["species"]["POPC"]["rmsd"]["all"] > 0.01
 
 
-def test_what_a_model_does_not_know_is_left_out(lipid, library, tiny_model):
+@pytest.fixture
+def knows_no_choline(tiny_model):
+    beads = [k for k in tiny_model.bead_keys if not k.startswith("NC3:")]
+    return dataclasses.replace(tiny_model, bead_keys=beads)
+
+
+def test_what_a_model_does_not_know_is_left_out(lipid, library, tiny_model, knows_no_choline):
     system, _ = lipid
-    assert lipids.without_unknown(system, library, tiny_model).templates == library.templates
-    less = dataclasses.replace(
-        tiny_model, bead_keys=[k for k in tiny_model.bead_keys if not k.startswith("NC3:")]
-    )
-    kept = lipids.without_unknown(system, library, less).templates
+    assert accuracy.without_unknown(system, library, tiny_model).templates == library.templates
+    kept = accuracy.without_unknown(system, library, knows_no_choline).templates
     assert {t.residue for t in library.templates} - {t.residue for t in kept} == {"POPC"}
+
+
+def test_accuracy_is_that_of_the_lipids_a_model_knows(library, knows_no_choline, tmp_path):
+    pieces = [load(DATA / name).atoms for name in ("popc.pdb", "ubiquitin_12.pdb")]
+    both = MDAnalysis.Merge(*pieces)
+    both.dimensions = [90.0] * 6
+    both.atoms.write(tmp_path / "aa.gro")
+    ((name, system, *_),) = accuracy._lipid_cases(tmp_path, library, knows_no_choline)
+    assert name == "aa"
+    assert set(system.residue_kinds) == {"protein"}
+    assert system.left_out == {"POPC (unknown)": 1}
 
 
 def test_an_unknown_bar_is_refused():

@@ -121,7 +121,7 @@ def test_the_topology_of_the_same_name_is_found(folder, weights):
     said = ok("convert", folder / "cg.xtc", "-o", folder / "aa.xtc", "--model", weights,
               "--stop", 2)  # fmt: skip
     assert f"beads named by {folder / 'cg.tpr'}" in said
-    assert "2 frames of 602 atoms" in said
+    assert "2 frames of 1231 atoms" in said
     assert "76 protein residues from 166 beads" in said
     assert "left out: 1447 x W (solvent)" in said
 
@@ -284,7 +284,7 @@ def test_topology_out(weights, tmp_path, name):
         ["aa.xtc", name]
     )
     found = load(tmp_path / name, tmp_path / "aa.xtc")
-    assert found.atoms.names[:4].tolist() == ["N", "CA", "C", "O"]
+    assert found.atoms.names[:6].tolist() == ["N", "H", "H2", "H3", "CA", "HA"]
 
 
 @ways
@@ -335,9 +335,9 @@ def test_several_mappings_and_unknown_beads(weights, tmp_path):
         result = run("convert", cg, "-o", tmp_path / "bb.pdb", "--model", weights, *words)
         assert "model: tiny + conformers of LIG;" in result.out, "known, not learnt"
         assert "no model knows LIG: conformers are fitted" in result.err
-    lipid = LIGAND.replace("kind: molecule", "kind: lipid")
-    assert lipid != LIGAND
-    (tmp_path / "lig.yaml").write_text(lipid)
+    peptide = LIGAND.replace("kind: molecule", "kind: protein")
+    assert peptide != LIGAND
+    (tmp_path / "lig.yaml").write_text(peptide)
     said = fails("convert", cg, "-o", tmp_path / "bb.pdb", "--model", weights, *words)
     assert "does not fit the mapping of these residues:\n  LIG" in said, "no mere molecule"
 
@@ -512,6 +512,9 @@ def test_mapping_show():
     for line in ("  BB", "  SC1", "  SC2"):
         assert line in said.splitlines()
     assert "level 1, hangs from bead SC2" in said
+    assert "states: LYS, LYN (above pH 10)" in said
+    assert "states at the start of a chain: NH3+, NH2" in said
+    assert "CYX (bridged)" in ok("mapping", "show", "CYS")
     assert "CHL1" in ok("mapping", "show", "CHOL")
     assert "residue 'XYZ': not in martini3" in fails("mapping", "show", "XYZ")
 
@@ -616,8 +619,8 @@ def test_terminated(folder, weights, monkeypatch):
     """A batch system's TERM leaves as little behind as Ctrl-C."""
     write = FrameWriter.write
 
-    def once(self, frame, positions):
-        write(self, frame, positions)
+    def once(self, frame, positions, place=None):
+        write(self, frame, positions, place)
         if self.written == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

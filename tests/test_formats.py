@@ -10,8 +10,11 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from mdbackmap.errors import FrameError, OutputFileError
+from mdbackmap.hydrogens.atoms import AllAtoms
+from mdbackmap.hydrogens.protonation import decide
 from mdbackmap.io.topology import bead_universe, blank_universe
-from mdbackmap.io.writing import Parts, plan_outputs, write_frames
+from mdbackmap.io.segments import write_frames
+from mdbackmap.io.writing import Parts, plan_outputs
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import from_beads
 from mdbackmap.structure import Frame, Particles
@@ -26,9 +29,17 @@ HOLDS_TIMES = ("xtc", "trr", "dcd", "nc")
 def insulin_pair(weights, tmp_path_factory):
     """Two chains with disulfides: a trajectory of one frame and its topology."""
     folder = tmp_path_factory.mktemp("insulin")
+    # Untrained weights could find either tautomer of histidine.
+    (folder / "states.yaml").write_text("HIS: HIE")
     ok("convert", DATA / "insulin.gro", "-s", DATA / "insulin.tpr", "-o", folder / "aa.xtc",
-       "--model", weights)  # fmt: skip
+       "--model", weights, "--protonation", folder / "states.yaml")  # fmt: skip
     return folder / "aa.pdb", folder / "aa.xtc"
+
+
+@pytest.fixture(scope="module")
+def insulin_atoms(insulin_system):
+    """The atoms of that pair."""
+    return AllAtoms.of(insulin_system, decide(insulin_system)).table
 
 
 def beads_of(*residues, letters=""):
@@ -56,7 +67,7 @@ def write(universe, output, topology=None, frames=3, box=TRICLINIC, dt=20.0, t0=
     points = points.astype(np.float32)
     done = write_frames(
         range(frames), lambda k: Frame(points[k], box * (1 + 0.01 * k), t0 + dt * k, k),
-        lambda frame: frame.positions, universe, output, topology, n_frames=frames, dt=dt,
+        lambda frame: frame.positions, universe, output, topology, dt=dt,
     )  # fmt: skip
     return points, done
 
@@ -106,7 +117,7 @@ def test_no_box_stays_no_box(insulin_system, tmp_path, suffix):
     universe = blank_universe(insulin_system)
     frame = Frame(np.ones((insulin_system.n_atoms, 3), np.float32))
     write_frames(range(2), lambda k: frame, lambda f: f.positions, universe,
-                 tmp_path / f"aa.{suffix}", None, n_frames=2)  # fmt: skip
+                 tmp_path / f"aa.{suffix}")  # fmt: skip
     found = mda.Universe(universe._topology, str(tmp_path / f"aa.{suffix}"), to_guess=())
     assert [ts.dimensions for ts in found.trajectory] == [None, None]
 
@@ -136,15 +147,17 @@ def test_compressed_pdb(insulin_system, tmp_path):
 # PDB
 
 
-def test_columns_of_a_pdb(insulin_pair):
+def test_columns_of_a_pdb(insulin_pair, insulin_atoms):
     lines = insulin_pair[0].read_text().splitlines()
     atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
     assert {line[:6] for line in atoms} == {"ATOM  "}
     assert {len(line) for line in atoms} == {80}
     assert [int(line[6:11]) for line in atoms] == list(range(1, len(atoms) + 1))
-    assert {line[76:78].strip() for line in atoms} == {"C", "N", "O", "S"}
-    assert all(line[12:16] == f" {line[13:16].strip():3s}" for line in atoms)
-    assert [line[21] for line in atoms] == ["A"] * 163 + ["B"] * (len(atoms) - 163)
+    assert {line[76:78].strip() for line in atoms} == {"C", "H", "N", "O", "S"}
+    n_first = int((insulin_atoms.residue < 21).sum())
+    # Names start in the second column, but those of four letters.
+    assert all(line[12] == " " or " " not in line[12:16] for line in atoms)
+    assert [line[21] for line in atoms] == list("A" * n_first + "B" * (len(atoms) - n_first))
     assert lines[0].startswith("CRYST1")
     assert lines[-1] == "END"
 
@@ -197,8 +210,8 @@ def test_names_too_long_for_a_format(tmp_path):
 def test_coordinates_beyond_the_columns(insulin_system, tmp_path):
     far = Frame(np.full((insulin_system.n_atoms, 3), 12345.0, np.float32))
     with unchanged(tmp_path), pytest.raises(OutputFileError, match="do not fit the columns"):
-        write_frames([0], lambda k: far, lambda f: f.positions, blank_universe(insulin_system),
-                     tmp_path / "aa.xtc", tmp_path / "aa.pdb", n_frames=1)  # fmt: skip
+        write_frames(range(1), lambda k: far, lambda f: f.positions,
+                     blank_universe(insulin_system), tmp_path / "aa.xtc", tmp_path / "aa.pdb")  # fmt: skip
 
 
 def test_neighbours_with_one_number_stay_apart(tmp_path):
@@ -247,11 +260,11 @@ def test_more_atoms_with_mdtraj(many):
 # Other programs
 
 
-def test_mdtraj_loads_the_pair(insulin_pair, insulin_system):
+def test_mdtraj_loads_the_pair(insulin_pair, insulin_atoms):
     mdtraj = pytest.importorskip("mdtraj")
     pdb, xtc = map(str, insulin_pair)
     found = mdtraj.load(xtc, top=pdb)
-    atoms = insulin_system.atoms
+    atoms = insulin_atoms
     assert [a.name for a in found.top.atoms] == atoms.names.tolist()
     assert [a.residue.name for a in found.top.atoms] == atoms.resnames.tolist()
     assert [a.element.symbol for a in found.top.atoms] == atoms.elements.tolist()
@@ -264,15 +277,15 @@ def test_mdtraj_loads_the_pair(insulin_pair, insulin_system):
                                .triclinic_dimensions, atol=0.02)  # fmt: skip
 
 
-def test_openmm_reads_the_protein(insulin_pair, insulin_system):
+def test_openmm_reads_the_protein(insulin_pair, insulin_atoms):
     app = pytest.importorskip("openmm.app")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         found = app.PDBFile(io.StringIO(insulin_pair[0].read_text())).topology
-    assert found.getNumAtoms() == insulin_system.n_atoms
+    assert found.getNumAtoms() == len(insulin_atoms)
     assert found.getNumChains() == 2
     bonds = {tuple(sorted((b[0].index, b[1].index))) for b in found.bonds()}
-    assert bonds == {tuple(sorted(pair)) for pair in insulin_system.atoms.bonds.tolist()}
+    assert bonds == {tuple(sorted(pair)) for pair in insulin_atoms.bonds.tolist()}
 
 
 # Complete or not at all
@@ -290,8 +303,7 @@ def test_two_outputs_appear_together_or_not_at_all(insulin_system, tmp_path):
         return Frame(np.ones((insulin_system.n_atoms, 3), np.float32), None, 0.0, k)
 
     with unchanged(tmp_path), pytest.raises(RuntimeError, match="power cut"):
-        write_frames(range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb",
-                     n_frames=4)  # fmt: skip
+        write_frames(range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb")
 
 
 def test_an_old_output_stays_until_the_new_one_is_complete(tmp_path):
@@ -320,15 +332,16 @@ def test_frames_that_fail_are_left_out(insulin_system, tmp_path):
         return Frame(np.full((insulin_system.n_atoms, 3), k, np.float32), TRICLINIC, 10.0 * k, k)
 
     universe = blank_universe(insulin_system)
-    done = write_frames(range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb",
-                        n_frames=4)  # fmt: skip
+    done = write_frames(
+        range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb"
+    )
     assert (done.written, done.failed) == (2, 2)
     assert done.messages == ["frame 0: no", "frame 2: no"]
     found = load(tmp_path / "aa.pdb", tmp_path / "aa.xtc")
     assert [ts.time for ts in found.trajectory] == [10, 30]
     assert load(tmp_path / "aa.pdb").atoms.positions[0, 0] == 1
     with unchanged(tmp_path), pytest.raises(FrameError, match="no frame could be written"):
-        write_frames([0, 2], read, work, universe, tmp_path / "bb.xtc", None, n_frames=2)
+        write_frames(range(0, 4, 2), read, work, universe, tmp_path / "bb.xtc")
 
 
 def test_plan_of_outputs(tmp_path):
@@ -336,7 +349,7 @@ def test_plan_of_outputs(tmp_path):
     assert plan_outputs(tmp_path / "aa.pdb", None, 2) is None
     assert plan_outputs(tmp_path / "aa.gro", None, 1) is None
     assert plan_outputs(tmp_path / "aa.gro", tmp_path / "b.pdb", 1) == tmp_path / "b.pdb"
-    with pytest.raises(OutputFileError, match="holds 2 frames; use xtc, trr, dcd or pdb"):
+    with pytest.raises(OutputFileError, match="holds 2 frames; use xtc, trr, dcd, h5md"):
         plan_outputs(tmp_path / "aa.gro", None, 2)
 
 

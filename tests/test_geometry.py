@@ -13,6 +13,7 @@ from mdbackmap.geometry.boxes import (
     minimum_image,
     spanning_tree,
 )
+from mdbackmap.geometry.constraints import Constraints
 
 DODECAHEDRON = (70.0, 70.0, 70.0, 60.0, 60.0, 90.0)
 OCTAHEDRON = (70.0, 70.0, 70.0, 70.528779, 109.471221, 70.528779)
@@ -158,3 +159,24 @@ def test_the_way_back_leads_inside_and_is_the_shortest(contour):
         gap = np.abs(inside - cell)
         gap = np.minimum(gap, n - gap)
         assert np.hypot(*steps[0][cell]) == pytest.approx(np.hypot(*gap.T).min())
+
+
+# Constraints
+
+
+def test_constraints_of_some_atoms_are_those_that_need_no_other():
+    index = [np.array([range(k, k + width) for k in range(4)]) for width in (2, 3, 4, 4)]
+    value = np.arange(4.0)
+    whole = Constraints(index[0], value, value, index[1], value, index[2], value, index[3], value)
+    # Atom 1 goes, and the others change places.
+    number = np.array([5, -1, 4, 3, 2, 1, 0])
+    part = whole.of_atoms(number)
+    assert part.bonds.tolist() == [[4, 3], [3, 2]]
+    assert part.bond_order.tolist() == part.bond_length.tolist() == [2.0, 3.0]
+    assert part.angles.tolist() == [[4, 3, 2], [3, 2, 1]]
+    assert part.angle.tolist() == [2.0, 3.0]
+    assert part.volumes.tolist() == part.torsions.tolist() == [[4, 3, 2, 1], [3, 2, 1, 0]]
+    assert part.volume.tolist() == part.torsion.tolist() == [2.0, 3.0]
+    nothing = whole.of_atoms(np.full(7, -1))
+    assert all(np.array_equal(getattr(nothing, name), table) and getattr(nothing, name).shape
+               == table.shape for name, table in vars(Constraints.none()).items())  # fmt: skip

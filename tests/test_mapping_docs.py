@@ -14,7 +14,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 MODELS = (
     schema.MappingSpec, schema.ResidueGeometry, schema.Geometry, schema.BeadSpec, schema.AtomSpec,
-    schema.Termini, schema.Patch,
+    schema.Termini, schema.Patch, schema.State,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mdbackmap.errors import MappingError, MappingFileError
 from mdbackmap.mapping import hierarchy
+from mdbackmap.mapping import library as libraries
 from mdbackmap.mapping.library import (
     SOLVENT,
     Library,
@@ -357,6 +358,25 @@ def test_a_folder_here_does_not_hide_a_shipped_mapping(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert Library.load(["martini3"]).candidates("POPC")
     assert Library.load(["./martini3"]).candidates("LIG")
+
+
+@pytest.mark.parametrize("family", [*shipped(), SOLVENT])
+def test_names_of_shipped_files_are_known_before_they_are_compiled(family):
+    for entry in libraries._load_shipped(family):
+        spec = entry.template.spec
+        assert entry.names == (spec.residue, *spec.aliases), entry.path
+
+
+def test_shipped_files_are_compiled_when_they_are_asked_for(monkeypatch):
+    read, real = [], libraries.load_spec
+    monkeypatch.setattr(libraries, "load_spec", lambda path: read.append(path.stem) or real(path))
+    found = Library([libraries._Shipped(p) for p in libraries._files("martini3")], "martini3")
+    assert found.match_beads("GLY", ["BB"])
+    assert found.candidates("GLY")[0] is found.candidates("GLY")[0]
+    assert found.match_beads("QQQ", ["BB"]) is None
+    assert "no mapping of that name" in found.explain("QQQ", ["BB"])
+    assert read == ["GLY"]
+    assert len(found.templates) == len(read) > 100
 
 
 def test_a_misspelt_mapping_lists_the_shipped_ones():

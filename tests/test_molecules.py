@@ -11,12 +11,13 @@ from mdbackmap.errors import ConfigError, MappingError, ModelError
 from mdbackmap.geometry.superpose import superpose
 from mdbackmap.mapping.conformers import conformers, dynamics
 from mdbackmap.mapping.library import Library, load_templates, mappings_root
-from mdbackmap.mapping.system import from_beads
+from mdbackmap.mapping.system import from_beads, one_molecule
 from mdbackmap.models import checkpoint
 from mdbackmap.models.library import shipped
 from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.structure import Frame, Particles
-from mdbackmap.training.molecule import _system, train_molecule
+from mdbackmap.training.molecule import train_molecule
+from mdbackmap.validation import Checker
 from scipy.spatial.transform import Rotation
 
 from helpers_io import fails, load, ok, run
@@ -141,8 +142,8 @@ def frames_of(template, count: int = 6) -> np.ndarray:
 def test_an_unknown_molecule_is_fitted_and_said(tmp_path, caplog, idealise):
     path = drug(tmp_path)
     (template,) = load_templates(path)
-    system = _system(template, Library.load([path]))
-    backmapper = Backmapper(system, options=Options(idealise=idealise))
+    system = one_molecule(template)
+    backmapper = Backmapper(system, options=Options(idealise=idealise, hydrogens=False))
     assert "no model knows DRG: conformers are fitted" in caplog.text
     assert backmapper.models == ["conformers of DRG"]
     backmapper.inspect([], [])
@@ -155,30 +156,32 @@ def test_an_unknown_molecule_is_fitted_and_said(tmp_path, caplog, idealise):
         assert (volumes(found[None], template.constraints.volumes[hands]) > 0.5).all()
 
 
+def side_by_side(library, systems, beads):
+    """Lay several systems out as one."""
+    tables = [system.beads for system in systems]
+    names, resnames, segids = (
+        np.concatenate([getattr(table, key) for table in tables])
+        for key in ("names", "resnames", "segids")
+    )
+    resids = np.concatenate([table.resids + 100 * k for k, table in enumerate(tables)])
+    particles = Particles(names, resnames, resids, segids)
+    return from_beads(particles, library, Frame(beads.astype(np.float32)))
+
+
 @needs_weights
 def test_a_molecule_among_others_has_a_part_of_its_own(tmp_path):
     """Two molecules beside each other: each is placed as if it were alone."""
     path = drug(tmp_path)
     (template,) = load_templates(path)
     library = Library.load(["martini3", path])
-    one, caffeine = (
-        _system(t, library) for t in (template, load_templates(SMALL / "CAFF.yaml")[0])
-    )
-    both = [one.beads, caffeine.beads, one.beads]
-    particles = Particles(
-        **{
-            key: np.concatenate([getattr(b, key) for b in both])
-            for key in ("names", "resnames", "segids")
-        },
-        resids=np.repeat([1, 2, 3], [one.n_beads, caffeine.n_beads, one.n_beads]),
-    )  # fmt: skip
+    one, caffeine = map(one_molecule, (template, load_templates(SMALL / "CAFF.yaml")[0]))
     frames = frames_of(template)
     beads = np.concatenate(
         [one.map_positions(frames[0]), 30 + np.arange(3 * caffeine.n_beads).reshape(-1, 3),
          one.map_positions(frames[1]) + 90]
     )  # fmt: skip
-    system = from_beads(particles, library, Frame(beads.astype(np.float32)))
-    raw = Options(idealise=False)
+    system = side_by_side(library, [one, caffeine, one], beads)
+    raw = Options(idealise=False, hydrogens=False)
     found = Backmapper(system, options=raw)
     assert found.models == ["martini3", "conformers of DRG"]
     atoms, alone = found(beads), Backmapper(one, options=raw)
@@ -208,8 +211,8 @@ def test_a_model_of_one_molecule_is_trained_and_used(learnt, tmp_path):
     assert model.card["name"] == "DRG"
     assert "this molecule alone" in model.card["limits"]
     (template,) = load_templates(path)
-    system = _system(template, Library.load([path]))
-    backmapper = Backmapper(system, ["martini3", weights], Options(noise=0.0))
+    system = one_molecule(template)
+    backmapper = Backmapper(system, ["martini3", weights], Options(noise=0.0, hydrogens=False))
     assert backmapper.models == ["DRG"]
     errors = []
     for positions in frames_of(template):
@@ -232,12 +235,26 @@ def test_models_beside_one_another_from_the_command_line(learnt, tmp_path):
     words = ["convert", tmp_path / "cg.gro", "-o", tmp_path / "back.gro", "--mapping", path]
     said = ok(*words, "--model", "martini3", "--model", weights)
     assert "model: DRG;" in said
-    back = load(tmp_path / "back.gro").atoms.positions
+    back = load(tmp_path / "back.gro").select_atoms("not name H*").positions
     assert np.sqrt(((back - x) ** 2).sum(axis=1).mean()) < 1.0
     for model in (["--model", "martini3"], []):
         result = run(*words, *model)
         assert "model: conformers of DRG;" in result.out
         assert "no model knows DRG" in result.err
+
+
+@needs_weights
+def test_a_model_of_a_molecule_beside_a_protein_needs_another(learnt, ubiquitin_system):
+    path, weights = learnt
+    one = one_molecule(load_templates(path)[0])
+    with pytest.raises(ModelError, match=r"knows these: --model martini3$"):
+        Backmapper(ubiquitin_system, weights)
+    beads = np.zeros((ubiquitin_system.n_beads + one.n_beads, 3))
+    system = side_by_side(Library.load([path]), [ubiquitin_system, one], beads)
+    with pytest.raises(ModelError) as caught:
+        Backmapper(system, weights)
+    assert str(caught.value).endswith(f"--model martini3 --model {weights}")
+    assert "\n  DRG (" not in str(caught.value)
 
 
 def test_frames_of_ones_own(learnt, tmp_path):
@@ -265,15 +282,35 @@ def test_too_few_frames_and_too_many_molecules_are_refused(tmp_path):
     (template,) = load_templates(drug(tmp_path))
     frames = np.zeros((5, template.n_atoms, 3))
     with pytest.raises(ConfigError, match="residue DRG: 10 frames; at least 25"):
-        train_molecule(template, Library((template,), "x"), frames, frames, tmp_path / "x", 1, str)
+        train_molecule(template, frames, frames, tmp_path / "x", 1, str)
     assert "is a directory" in fails("train", "--molecule", SMALL, code=2)
     assert "either CONFIG or --molecule" in fails("train", code=2)
-    assert "belong to --molecule" in fails("train", "x.yaml", "-o", "y", code=2)
+    words = ["-o", "y", "--minutes", 5, "--threads", 1]
+    said = fails("train", "x.yaml", *words, code=2)
+    assert "--output, --minutes, --threads: of --molecule only" in said
 
 
-def test_a_lipid_that_no_model_knows_is_not_fitted(tmp_path, tiny_model):
+def test_a_protein_that_no_model_knows_is_not_fitted(tmp_path, tiny_model):
     path = drug(tmp_path)
-    path.write_text(path.read_text() + "kind: lipid\n")
+    path.write_text(path.read_text() + "kind: protein\n")
     (template,) = load_templates(path)
-    with pytest.raises(ModelError, match="DRG"):
-        Backmapper(_system(template, Library.load([path])), tiny_model)
+    with pytest.raises(ModelError, match=r"DRG(.|\n)*Hint: choose the mapping"):
+        Backmapper(one_molecule(template), tiny_model)
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["CER160", "POPI"])
+def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(name, caplog):
+    (template,) = load_templates(mappings_root() / "martini3" / "lipid" / f"{name}.yaml")
+    system = one_molecule(template)
+    backmapper = Backmapper(system, options=Options(hydrogens=False))
+    assert f"no model knows {name}: conformers are fitted" in caplog.text
+    backmapper.inspect([], [])
+    checker = Checker(system)
+    for truth in conformers(template)[:3]:
+        beads = system.map_positions(truth)
+        found = backmapper(beads)
+        counts = checker(found, None).residues[name]
+        for what in ("bonds", "stereocentres", "double_bonds"):
+            assert counts[what].wrong == 0, what
+        assert np.linalg.norm(system.map_positions(found) - beads, axis=1).max() < 1.0

@@ -363,7 +363,7 @@ def test_the_cg_timestep_is_left_alone(mirrored):
         assert ours.n_atoms == theirs.n_atoms == len(cg.atoms)
         np.testing.assert_array_equal(ours.positions, theirs.positions)
         assert set(ours.data) == set(theirs.data)
-    assert len(backmap.universe.atoms) == 602
+    assert len(backmap.universe.atoms) == 1231
 
 
 def test_the_mirror_is_lazy(mirrored, calls):

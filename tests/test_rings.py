@@ -70,6 +70,7 @@ def test_fused_spiro_and_caged_rings_are_found_once_each():
     assert [set(r) for r in found(naphthalene, 10)] == [{0, 1, 2, 3, 4, 9}, set(range(4, 10))]
     spiro = graph([*range(5), 0], [0, *range(5, 10), 0])
     assert sorted(map(len, found(spiro, 10))) == [5, 6]
+    assert found(graph([*range(6), 0], [0, 2]), 6) == [[0, 2, 3, 4, 5]], "what a chord leaves"
     cube = [(i, j) for i, j in itertools.combinations(range(8), 2) if bin(i ^ j).count("1") == 1]
     assert [len(r) for r in found(np.array(cube), 8)].count(4) == 6
     assert found(np.zeros((0, 2), np.int64), 5) == []

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as stn
 from mdbackmap.errors import StructureError, UnknownBeadError
 from mdbackmap.geometry.boxes import Unwrapper, box_from_dimensions
 from mdbackmap.mapping.library import Library, terminal_variant
-from mdbackmap.mapping.system import System, from_atoms, from_beads
+from mdbackmap.mapping.system import System, from_atoms, from_beads, one_molecule
 from mdbackmap.structure import Frame, Particles
 
 LIBRARY = Library.load(["martini3"])
@@ -761,3 +761,78 @@ def test_one_end_may_be_open_and_another_not(insulin_system):
 
 def test_lipids_have_no_ends(membrane_system):
     assert len(membrane_system.chain_ends) == 0
+
+
+# Parts
+
+
+def of_part(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Indices into the whole; those of what is not kept are -1."""
+    return np.where(np.isin(values, kept), values, -1)
+
+
+def of_whole(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Indices into a part as those into the whole, -1 stays."""
+    return np.where(values < 0, -1, kept[values])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["insulin_system", "membrane_system"])
+def test_some_residues_alone_are_as_in_the_whole(request, name, seed):
+    whole, rng = request.getfixturevalue(name), np.random.default_rng(seed)
+    wanted = rng.random(len(whole.residue_template)) < 0.6
+    part, beads, atoms = whole.of_residues(wanted)
+    kept = np.flatnonzero(wanted)
+    positions = rng.normal(size=(whole.n_atoms, 3))
+    assert part.map_positions(positions[atoms]) == pytest.approx(
+        whole.map_positions(positions)[beads]
+    )
+    assert [t.residue for t in part.templates_of_residues()] == whole.residue_names[kept].tolist()
+    assert set(part.residue_template) == set(range(len(part.templates)))
+    for key in ("names", "elements", "resnames", "resids", "segids"):
+        assert (getattr(part.atoms, key) == getattr(whole.atoms, key)[atoms]).all()
+    assert (part.beads.names == whole.beads.names[beads]).all()
+    assert (part.bead_source == whole.bead_source[beads]).all()
+    for kind, here in (("bead", beads), ("atom", atoms)):
+        ours, theirs = (
+            np.array(getattr(s, f"{kind}_keys"))[getattr(s, f"{kind}_key")] for s in (part, whole)
+        )
+        assert (ours == theirs[here]).all()
+    # Indices mean what they did, and what they meant may be gone.
+    assert (kept[part.bead_residue] == whole.bead_residue[beads]).all()
+    assert (kept[part.atoms.residue] == whole.atoms.residue[atoms]).all()
+    assert (beads[part.atom_bead] == whole.atom_bead[atoms]).all()
+    for table, here in (("bead_parent", beads), ("anchors", atoms), ("next_residue", kept)):
+        ours, theirs = getattr(part, table), getattr(whole, table)
+        assert (of_whole(here, ours) == of_part(here, theirs[here])).all()
+    for table, here in (("omegas", atoms), ("bridges", kept)):
+        rows = getattr(whole, table)
+        inside = np.isin(rows, here).all(axis=1)
+        assert (here[getattr(part, table)] == rows[inside]).all()
+    assert (part.levels == whole.levels[atoms]).all()
+    bonds = whole.constraints.bonds
+    assert (atoms[part.atoms.bonds] == bonds[np.isin(bonds, atoms).all(axis=1)]).all()
+
+
+def test_all_residues_are_the_whole(insulin_system):
+    part, beads, atoms = insulin_system.of_residues(np.ones(51, dtype=bool))
+    assert beads.tolist() == list(range(insulin_system.n_beads))
+    assert atoms.tolist() == list(range(insulin_system.n_atoms))
+    assert part.templates == insulin_system.templates
+    assert part.bead_keys == insulin_system.bead_keys
+    assert len(part.bridges) == len(insulin_system.bridges) == 3
+    assert (part.members == insulin_system.members).all()
+
+
+@pytest.mark.parametrize("residue", ["POPC", "CAFF", "LYS"])
+def test_one_molecule_is_its_template(residue):
+    (template,) = LIBRARY.candidates(residue)
+    system = one_molecule(template)
+    assert system.templates == (template,)
+    assert system.residue_names.tolist() == [residue]
+    assert (system.atoms.names == template.names).all()
+    assert tuple(system.beads.names) == template.bead_names
+    assert (system.atom_source == np.arange(template.n_atoms)).all()
+    for name in ("atom_bead", "anchors", "levels", "members", "weights"):
+        assert (getattr(system, name) == getattr(template, name)).all()
+    assert (system.constraints.bonds == template.constraints.bonds).all()

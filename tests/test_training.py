@@ -868,6 +868,20 @@ def test_training_starts_from_weights_by_key(options, tmp_path, lipid):
         Trainer(config.model_copy(update={"network": configs.Network()}), print)
 
 
+def test_some_of_the_weights_it_started_from_is_kept(options, tmp_path):
+    train(options, output=tmp_path / "first", steps=3)
+    start = tmp_path / "first" / "best.safetensors"
+    train(options, output=tmp_path / "all", steps=3, start_from=start)
+    train(options, output=tmp_path / "half", steps=3, start_from=start, keep=0.5)
+    old, new, mean = (
+        checkpoint.load(tmp_path / name / "best.safetensors").network.state_dict()
+        for name in ("first", "all", "half")
+    )
+    for name, value in mean.items():
+        assert torch.allclose(value, (old[name] + new[name]) / 2, atol=1e-6), name
+    assert any(not torch.equal(mean[name], new[name]) for name in mean)
+
+
 def test_held_out_systems_with_unknown_beads_are_told(options, tmp_path, lipid, prepared):
     save_alone("lipid", lipid, tmp_path)
     lipids_only = {"data": [{"path": tmp_path / "lipid.npz"}]}

@@ -16,7 +16,7 @@ from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System, from_atoms
 from mdbackmap.structure import Frame, Particles
 from mdbackmap.validation import Checker, Summary, bead_shift, check, checks, measures, rmsd
-from mdbackmap.validation.contacts import BondGraph, _cycles, close_pairs, find_rings
+from mdbackmap.validation.contacts import BondGraph, close_pairs, find_rings
 
 DATA = Path(__file__).parent / "data"
 BOX = np.array([[80.0, 0, 0], [20, 90, 0], [-15, 25, 100]])
@@ -403,11 +403,6 @@ def test_close_pairs_agree_with_brute_force(box):
     assert found.keys() == expected.keys()
     assert len(first) == len(found) > 0
     assert all(found[k] == pytest.approx(expected[k]) for k in found)
-
-
-def test_a_ring_with_a_chord_is_its_smaller_rings():
-    around = [[k, (k + 1) % 6] for k in range(6)]
-    assert [sorted(ring) for ring in _cycles(np.array([*around, [0, 2]]), 6)] == [[0, 2, 3, 4, 5]]
 
 
 def test_neighbours_up_to_three_bonds():

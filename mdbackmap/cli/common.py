@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -57,6 +58,23 @@ def progress(items: Iterable[Any], what: str, total: int | None = None) -> Itera
     from tqdm import tqdm
 
     return tqdm(items, desc=what, total=total, file=sys.stderr, disable=None, unit="")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give what shows how many of how many are done on stderr, to a person only."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, file=sys.stderr, disable=None, unit="") as bar:
+
+        def tell(done: int, total: int) -> None:
+            if bar.total is None:
+                # What was done before is not counted as speed.
+                bar.total, bar.initial, bar.n = total, done, done
+                bar.refresh()
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def wrapped(text: str, indent: str = "  ") -> str:

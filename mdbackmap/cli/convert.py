@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mdbackmap import warm_start
 from mdbackmap.cli.common import (
     counted,
     mapping_option,
-    progress,
+    progress_bar,
     say_error,
     set_threads,
     slice_options,
     threads_option,
+    wrapped,
 )
 
 if TYPE_CHECKING:
+    from mdbackmap.io.writing import Outcome
     from mdbackmap.mapping.system import System
+    from mdbackmap.pipeline import Backmapper
 
 
 def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
@@ -52,61 +56,120 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--noise", type=click.FloatRange(0), help="Å that beads are believed to be off. "
               "Default: 0 for beads of mapped structures, 0.2 for simulated ones; which they are "
               "is found out.")  # fmt: skip
+@click.option("--no-hydrogens", is_flag=True, help="Write heavy atoms only.")
+@click.option("--ph", type=float, default=7.4, show_default=True, help="Decides on protonation "
+              "states, once for all frames.")  # fmt: skip
+@click.option("--protonation", type=click.Path(), help="YAML file of states chosen for single "
+              "residues: 'A:HIS 15: HIP'.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw of "
+              "lipid tails: what beads leave open is drawn from what fits them.")  # fmt: skip
+@click.option("--no-draw", is_flag=True, help="Leave lipid tails as predicted: the mean of what "
+              "fits, which is closer to the truth but no chain.")  # fmt: skip
 @click.option("--no-idealise", is_flag=True, help="Leave bonds and angles as predicted.")
+@click.option("--force-field", type=click.Choice(["charmm36", "amber14", "none"]), help="Names of "
+              "atoms and residues, and what --relax minimises in. Default: names as mappings have "
+              "them; charmm36 to relax in.")  # fmt: skip
+@click.option("--force-field-file", multiple=True, type=click.Path(), help="Force field in "
+              "OpenMM's format for what that one lacks, such as ligands; repeatable.")  # fmt: skip
+@click.option("--relax", is_flag=True, help="Minimise every frame, restrained; OUTPUT with the "
+              "ending _relax.csv says how it went.")  # fmt: skip
+@click.option("--max-force", type=click.FloatRange(0, min_open=True), default=500.0,
+              show_default=True, help="kJ/mol/nm that no force has after --relax.")  # fmt: skip
+@click.option("--write-topology", is_flag=True, help="Write files to simulate with: OpenMM's "
+              "system.xml, and .top and .gro for GROMACS; of the force field.")  # fmt: skip
+@click.option("--keep", type=click.Path(), help="Known atomistic structure, laid onto its beads "
+              "instead of predicted.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes to "
+              "share the work, of one thread each.")  # fmt: skip
+@click.option("--scheduler", metavar="ADDRESS|FILE", help="Dask scheduler whose workers do the "
+              "work; they must see the files.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with what an earlier run left unfinished, if "
+              "there is anything.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Forget what an earlier run left unfinished.")
 def convert(
     trajectory, output, topology, mapping, model, select, start, stop, step, topology_out,
-    skip_unknown, chunk_size, device, threads, noise, no_idealise,
+    skip_unknown, chunk_size, device, threads, noise, no_hydrogens, ph, protonation, seed,
+    no_draw, no_idealise, force_field, force_field_file, relax, max_force, write_topology, keep,
+    jobs, scheduler, resume, restart,
 ) -> None:  # fmt: skip
     """Turn a coarse-grained TRAJECTORY (or a single structure) into atoms.
 
     Writes the trajectory and, beside it, the all-atom topology that fits it.
     """
-    from mdbackmap.io.source import CGSource
-    from mdbackmap.io.topology import blank_universe
-    from mdbackmap.io.transformation import inspected, lay_out
-    from mdbackmap.io.writing import plan_outputs, write_frames
-    from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
-
+    if scheduler and jobs > 1:
+        raise click.UsageError("--jobs starts workers here, --scheduler has its own: give one")
+    if write_topology and force_field in (None, "none"):
+        raise click.UsageError("--write-topology writes a force field: give --force-field")
+    if resume and restart:
+        raise click.UsageError("--resume keeps what --restart forgets: give one")
     began = time.perf_counter()
-    set_threads(threads)
-    source = CGSource.open(trajectory, topology, select)
-    frames = source.choose(start, stop, step)
-    names = plan_outputs(output, topology_out, len(frames), source.files)
+    if jobs > 1:
+        warm_start.begin()
 
-    system = lay_out(source, mapping, skip_unknown=skip_unknown)
-    options = Options(chunk_size=chunk_size or CHUNK_SIZE, device=device,
-                      noise=noise, idealise=not no_idealise)  # fmt: skip
-    backmapper = inspected(Backmapper(system, model, options), source)
-    done = write_frames(
-        progress(frames, "frames"), source.read,
-        lambda frame: backmapper(frame.positions[system.bead_source], frame.box, frame.index),
-        blank_universe(system), output, names, n_frames=len(frames),
-        dt=source.dt * frames.step,
-    )  # fmt: skip
+    from mdbackmap.io.conversion import backmap
+    from mdbackmap.pipeline import CHUNK_SIZE
+
+    set_threads(threads)
+    with progress_bar("frames") as tick:
+        made = backmap(
+            trajectory, output, model, mapping, topology=topology, select=select,
+            start=start, stop=stop, step=step, topology_out=topology_out,
+            skip_unknown=skip_unknown, jobs=jobs, client=scheduler, resume=resume,
+            restart=restart, tick=tick,
+            chunk_size=chunk_size or CHUNK_SIZE, device=device, noise=noise,
+            idealise=not no_idealise, hydrogens=not no_hydrogens, ph=ph,
+            protonation=protonation, seed=seed, draw=not no_draw, force_field=force_field,
+            force_field_files=force_field_file, relax=relax, max_force=max_force, keep=keep,
+            write_topology=write_topology,
+        )  # fmt: skip
     seconds = time.perf_counter() - began
-    speed = done.written * system.n_atoms / seconds
-    click.echo(f"{output}: {counted(done.written, 'frame')} of {system.n_atoms} atoms "
+    done, names, backmapper = made.outcome, made.topology, made.backmapper
+    n_atoms = made.n_atoms
+    speed = done.written * n_atoms / seconds
+    click.echo(f"{output}: {counted(done.written, 'frame')} of {n_atoms} atoms "
                f"({speed:,.0f} atoms/s, {seconds:.1f} s in all)")  # fmt: skip
     if names:
         click.echo(f"{names}: the matching topology")
-    if topology is None and len(source.files) > 1:
-        click.echo(f"  beads named by {source.files[-1]}")
-    _say_what(system)
+    for path in made.written:
+        click.echo(f"{path}: {made.written[path]}")
+    if topology is None and len(made.source.files) > 1:
+        click.echo(f"  beads named by {made.source.files[-1]}")
+    _say_what(made.system, backmapper)
     beads = "taken for simulated" if backmapper.noise else "taken for mapped from atoms"
     click.echo(f"  model: {' + '.join(backmapper.models)}; beads {beads} (noise "
                f"{backmapper.noise:g} Å)")  # fmt: skip
+    if relax:
+        _say_relaxed(done)
     done.report(say_error)
     if done.failed:
         sys.exit(1)
 
 
-def _say_what(system: System) -> None:
+def _say_relaxed(done: Outcome) -> None:
+    """Say how frames relaxed."""
+    notes = done.notes
+    well = [note for note in notes if note["relaxed"]]
+    mean = {key: sum(note[key] for note in notes) / max(len(notes), 1)
+            for key in ("force_before_kJ_nm", "force_after_kJ_nm", "shift_A", "seconds")}  # fmt: skip
+    click.echo(f"  relaxed: {len(well)} of {counted(len(notes), 'frame')}; largest force "
+               f"{mean['force_before_kJ_nm']:.0f} before, {mean['force_after_kJ_nm']:.0f} kJ/mol/nm "
+               f"after; heavy atoms moved {mean['shift_A']:.2f} Å; "
+               f"{mean['seconds']:.1f} s per frame (means)")  # fmt: skip
+    if len(well) < len(notes):
+        bad = ", ".join(str(note["frame"]) for note in notes if not note["relaxed"])
+        say_error(f"  not relaxed, but written: frames {bad[:200]}")
+
+
+def _say_what(system: System, backmapper: Backmapper) -> None:
     """Say what was backmapped and what was left out."""
     kinds = Counter(system.residue_kinds.tolist())
     parts = [
         counted(n, f"{kind} residue" if kind == "protein" else kind) for kind, n in kinds.items()
     ]
+    states = backmapper.protonation
     click.echo(f"  backmapped: {', '.join(parts)} from {system.n_beads} beads; "
-               "heavy atoms, no hydrogens")  # fmt: skip
+               f"{'all atoms' if states else 'heavy atoms, no hydrogens'}")  # fmt: skip
+    if states:
+        click.echo(wrapped(states.summary(system)))
     for what, count in system.left_out.items():
         click.echo(f"  left out: {count} x {what}")

@@ -69,19 +69,28 @@ def main() -> None:
         if isinstance(error.__cause__, EOFError):
             # click takes any EOFError for Ctrl-D; ours would be a bug to see.
             raise error.__cause__ from None
-        code = _stopped()
-    except KeyboardInterrupt:
-        code = _stopped()
+        code = _stopped(error.__cause__)
+    except KeyboardInterrupt as error:
+        code = _stopped(error)
+    except SystemExit as error:
+        click.echo("".join(f"stopped; {note}\n" for note in _notes(error)), err=True, nl=False)
+        raise
     except MdbackmapError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo("\n".join([f"error: {error}", *_notes(error)]), err=True)
         code = 1
     except BrokenPipeError:
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _stopped() -> int:
-    click.echo("stopped; no unfinished file is left behind", err=True)
+def _notes(error: BaseException | None) -> list[str]:
+    """Return what was noted of an error on its way: what is kept, and how to go on."""
+    return getattr(error, "__notes__", [])
+
+
+def _stopped(error: BaseException | None) -> int:
+    notes = _notes(error) or ["no unfinished file is left behind"]
+    click.echo("\n".join(f"stopped; {note}" for note in notes), err=True)
     return 130
 
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from mdbackmap.cli.common import counted, mapping_option, progress, say_error, slice_options
+from mdbackmap.cli.common import counted, mapping_option, progress_bar, say_error, slice_options
 
 
 @click.command()
@@ -25,9 +25,10 @@ def map(trajectory, output, topology, mapping, select, start, stop, step, topolo
     Residues with missing atoms and residues no mapping knows are left out and counted.
     """
     from mdbackmap.io.forward import ForwardMapper
+    from mdbackmap.io.segments import write_frames
     from mdbackmap.io.source import CGSource
     from mdbackmap.io.topology import bead_universe
-    from mdbackmap.io.writing import plan_outputs, write_frames
+    from mdbackmap.io.writing import plan_outputs
     from mdbackmap.mapping.library import Library
 
     source = CGSource.open(trajectory, topology, select)
@@ -35,10 +36,11 @@ def map(trajectory, output, topology, mapping, select, start, stop, step, topolo
     names = plan_outputs(output, topology_out, len(frames), source.files)
 
     mapper = ForwardMapper(source, Library.load(mapping))
-    done = write_frames(
-        progress(frames, "frames"), source.read, mapper, bead_universe(mapper.system.beads),
-        output, names, n_frames=len(frames), dt=source.dt * frames.step,
-    )  # fmt: skip
+    with progress_bar("frames") as tick:
+        done = write_frames(
+            frames, source.read, mapper, bead_universe(mapper.system.beads), output, names,
+            dt=source.dt * frames.step, tick=tick,
+        )  # fmt: skip
     click.echo(f"{output}: {counted(done.written, 'frame')} of {mapper.system.n_beads} beads")
     if names:
         click.echo(f"{names}: the matching topology")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from mdbackmap.cli.common import counted, wrapped
+
+if TYPE_CHECKING:
+    from mdbackmap.mapping.schema import State
 
 
 @click.group()
@@ -62,6 +67,20 @@ def show(residue: str, names: tuple[str, ...]) -> None:
                     hung = template.names[anchor] if anchor >= 0 else f"bead {bead}"
                     text += f"  level {template.levels[atom]}, hangs from {hung}"
                 click.echo(f"    {template.names[atom]:5s}{template.elements[atom]:3s}{text}")
+        for key, where in (("states", ""), ("states_first", " at the start of a chain"),
+                           ("states_last", " at the end of a chain")):  # fmt: skip
+            states = getattr(spec, key) or {}
+            if states:
+                told = ", ".join(_limits(name, state) for name, state in states.items())
+                click.echo(f"  states{where}: {told}")
+
+
+def _limits(name: str, state: State) -> str:
+    """A protonation state with what it needs."""
+    limits = [f"{word} pH {limit:g}" for word, limit in (("below", state.below),
+              ("above", state.above)) if limit is not None]  # fmt: skip
+    limits += ["bridged"] if state.bridged == "yes" else []
+    return f"{name} ({', '.join(limits)})" if limits else name
 
 
 @mapping.command()

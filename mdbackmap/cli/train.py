@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from mdbackmap.cli.common import set_threads, threads_option
 
@@ -21,9 +22,10 @@ from mdbackmap.cli.common import set_threads, threads_option
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0,
               show_default=True, help="With --molecule: length of the training.")  # fmt: skip
 @threads_option
+@click.pass_context
 def train(
-    config: str | None, molecule: str | None, conformers: tuple[str, ...], output: str | None,
-    minutes: float, threads: int | None,
+    ctx: click.Context, config: str | None, molecule: str | None, conformers: tuple[str, ...],
+    output: str | None, minutes: float, threads: int | None,
 ) -> None:  # fmt: skip
     """Train a model as CONFIG (YAML) says; a stopped run goes on where it was.
 
@@ -34,8 +36,10 @@ def train(
     if molecule:
         _train_molecule(Path(molecule), list(map(Path, conformers)), output, minutes, threads)
         return
-    if conformers or output:
-        raise click.UsageError("--conformers and --output belong to --molecule; CONFIG says both")
+    options = ("conformers", "output", "minutes", "threads")
+    given = [f"--{o}" for o in options if ctx.get_parameter_source(o) != ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: of --molecule only; CONFIG says it itself")
     from mdbackmap.training.config import load
     from mdbackmap.training.trainer import Trainer
 
@@ -62,10 +66,10 @@ def _train_molecule(
     templates = load_templates(mapping)
     if len(templates) != 1:
         raise ConfigError(f"{mapping}: {len(templates)} residues; expected one molecule")
-    library = Library(tuple(templates), str(mapping))
     source = {}
     if conformers:
         structure, trajectory = conformers[0], conformers[1] if len(conformers) > 1 else None
+        library = Library(templates, str(mapping))
         frames = [positions for _, positions, *_ in systems(structure, trajectory, library)]
         learnt, held_out = molecules.split(np.array(frames))
         source = {"source": ", ".join(path.name for path in conformers)}
@@ -74,7 +78,7 @@ def _train_molecule(
         learnt, held_out = molecules.frames_of(templates[0])
     weights = Path(output) if output else mapping.with_suffix(".safetensors")
     found = molecules.train_molecule(
-        templates[0], library, learnt, held_out, weights, minutes, click.echo, **source
+        templates[0], learnt, held_out, weights, minutes, click.echo, **source
     )
     click.echo(f"{found.weights}: learnt from {found.frames} frames; on {found.held_out} held out, "
                "mean RMSD of all heavy atoms:")  # fmt: skip

@@ -24,8 +24,9 @@ from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import Contacts
 
-CLOSEST_14 = 2.6
-"""Å; atoms three bonds apart come no closer (a gauche butane has 3.0, an eclipsed one 2.6)."""
+CLOSEST_14, CLOSEST_SATURATED = 2.6, 2.75
+"""Å; atoms three bonds apart come no closer, the second about bonds of saturated atoms (a gauche
+butane has 3.0, one turned to 40 degrees 2.75, an eclipsed one 2.6)."""
 GIVE_13 = 0.08
 """Å the ends of an angle may be off (4 degrees); angles of sound structures scatter by as much."""
 SLACK = 0.3
@@ -110,10 +111,10 @@ class Idealiser:
         self.sweeps, self.hold = sweeps, hold
         self.momentum = _reals(np.broadcast_to(momentum, n_atoms))
         pairs, distance = _exact_pairs(constraints)
-        apart = _pairs_14(constraints, pairs)
+        apart, closest = _pairs_14(constraints, pairs)
         n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
         give = np.where(np.arange(n_exact) < len(constraints.bonds), 0.0, GIVE_13)
-        nearest = _reals(np.append(distance - give, np.full(len(apart), CLOSEST_14)))
+        nearest = _reals(np.append(distance - give, closest))
         furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
 
         torsions, torsion, may_be_cis = _fixed_torsions(constraints, backbone)
@@ -337,8 +338,8 @@ def _fixed_torsions(
     )
 
 
-def _pairs_14(constraints: Constraints, known: np.ndarray) -> np.ndarray:
-    """Atoms three bonds apart that no other pair fixes."""
+def _pairs_14(constraints: Constraints, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms three bonds apart that no other pair fixes, and how close they may come, Å."""
     bonds, angles = constraints.bonds, constraints.angles
     n = 1 + int(bonds.max(initial=0))
     both = np.concatenate([bonds, bonds[:, ::-1]])
@@ -350,11 +351,18 @@ def _pairs_14(constraints: Constraints, known: np.ndarray) -> np.ndarray:
     column = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
     last = both[order, 1][start[triples[rows, 2]] + column]
     pairs = np.stack([triples[rows, 0], last], axis=1)
-    middle = triples[rows, 1]
-    pairs = pairs[(last != middle) & (pairs[:, 0] != last)]
-    key = np.unique(_pair_key(pairs, n))
-    key = key[~np.isin(key, _pair_key(known, n))]
-    return np.stack([key // n, key % n], axis=1)
+    middle, third = triples[rows, 1:].T
+    flat = np.zeros(n, dtype=bool)
+    flat[bonds[constraints.bond_order > 1]] = True
+    flat[constraints.volumes[constraints.volume < 0.5, 0]] = True
+    ends = (last != middle) & (pairs[:, 0] != last)
+    saturated = ~(flat[middle] | flat[third])[ends]
+    # A pair that is joined in several ways may come as close as any of them allows.
+    key, which = np.unique(_pair_key(pairs[ends], n), return_inverse=True)
+    closest = np.full(len(key), CLOSEST_SATURATED)
+    np.minimum.at(closest, which, np.where(saturated, CLOSEST_SATURATED, CLOSEST_14))
+    new = ~np.isin(key, _pair_key(known, n))
+    return np.stack([key // n, key % n], axis=1)[new], closest[new]
 
 
 def _pair_key(pairs: np.ndarray, n: int) -> np.ndarray:

@@ -24,9 +24,10 @@ from mdbackmap.errors import (
     listing,
 )
 from mdbackmap.io.bead_files import BeadTable, Member, read_beads
-from mdbackmap.io.molecules import Molecule, conformers, embed, read_molecule
+from mdbackmap.io.molecules import SEED, Molecule, conformers, read_molecule
 from mdbackmap.io.writing import Parts, check_place
 from mdbackmap.mapping.chemistry import element_of
+from mdbackmap.mapping.conformers import embed
 from mdbackmap.mapping.library import load_templates
 from mdbackmap.mapping.schema import Name
 from mdbackmap.mapping.template import Template
@@ -343,7 +344,7 @@ def _settled(molecule: Molecule) -> Molecule:
     from rdkit import Chem
 
     mol = Chem.Mol(molecule.mol)
-    if not embed(mol, 1):
+    if not embed(mol, 1, SEED):
         raise StructureError(f"{molecule.source}: RDKit finds no conformer to take stereo from")
     Chem.AssignStereochemistryFrom3D(mol)
     return Molecule(mol, molecule.names, molecule.n_numbered, molecule.source, molecule.notes)

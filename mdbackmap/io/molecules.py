@@ -19,12 +19,14 @@ import numpy as np
 from mdbackmap.errors import InputFileError, MdbackmapError, StructureError, listing
 from mdbackmap.io.files import check_file
 from mdbackmap.mapping.chemistry import MASS
+from mdbackmap.mapping.conformers import embed, positions
 from mdbackmap.mapping.template import MAX_ATOMS
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol, RWMol
 
-_SEED = 2024
+SEED = 2024
+"""Of conformers."""
 _CONFORMERS = 10
 _ORDER_TRIALS = 100_000
 """Trials after which the search for bond orders is given up."""
@@ -484,8 +486,8 @@ def _conformers(molecule: Molecule) -> tuple[np.ndarray, str]:
     mol = Chem.Mol(molecule.mol)
     has_parameters = force_fields.MMFFHasAllMoleculeParams(mol)
     if not has_parameters and molecule.has_coordinates:
-        return _positions(mol), f"as in {molecule.source}, since MMFF94s has no parameters"
-    if not embed(mol, _CONFORMERS):
+        return positions(mol), f"as in {molecule.source}, since MMFF94s has no parameters"
+    if not embed(mol, _CONFORMERS, SEED):
         if not molecule.has_coordinates:
             raise StructureError(
                 f"{molecule.source}: RDKit finds no conformer; give an .sdf with coordinates"
@@ -498,24 +500,7 @@ def _conformers(molecule: Molecule) -> tuple[np.ndarray, str]:
         done = force_fields.UFFOptimizeMoleculeConfs(mol, maxIters=5000)
         name = "UFF (MMFF94s has no parameters)"
     else:
-        return _positions(mol), "of ETKDG conformers, not minimised: no force field knows the atoms"
+        return positions(mol), "of ETKDG conformers, not minimised: no force field knows the atoms"
     kept = [k for k, (failed, _) in enumerate(done) if not failed] or list(range(len(done)))
     kept.sort(key=lambda k: done[k][1])
-    return _positions(mol)[kept], f"medians over {len(kept)} conformers minimised with {name}"
-
-
-def embed(mol: Mol, number: int) -> int:
-    """Replace the conformers of a molecule; return how many could be made."""
-    from rdkit.Chem import rdDistGeom
-
-    parameters = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = _SEED
-    made = rdDistGeom.EmbedMultipleConfs(mol, number, parameters)
-    if not made:
-        parameters.useRandomCoords = True
-        made = rdDistGeom.EmbedMultipleConfs(mol, number, parameters)
-    return len(made)
-
-
-def _positions(mol: Mol) -> np.ndarray:
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    return positions(mol)[kept], f"medians over {len(kept)} conformers minimised with {name}"

@@ -6,7 +6,7 @@ chains, and writes the box of the first frame only.
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 
 import MDAnalysis as mda
 import numpy as np
@@ -19,39 +19,44 @@ _LOWEST, _HIGHEST = -999.9995, 9999.9995
 """Å that the columns of a coordinate can hold."""
 
 
-class PDBFile:
-    """Writes frames of a Universe.
+class PDBText:
+    """Puts frames of a Universe into words.
 
     Parameters
     ----------
-    path : str or Path
-        A name that ends in .gz or .bz2 is compressed.
     universe : MDAnalysis.Universe
         Names, residues, chain IDs, elements, record types and, if it has them, bonds.
     models : bool
-        Several frames are to come.
+        There are several frames.
 
     Numbers wrap as usual: atoms after 99,999, residues after 9,999.
     """
 
-    def __init__(self, path: str | Path, universe: mda.Universe, *, models: bool) -> None:
-        self.models, self.n_frames = models, 0
-        self._heads, self._tails = _columns(universe)
-        self._bonds = _conect(universe)
-        self._file = mda.lib.util.anyopen(str(path), "wt")
+    def __init__(self, universe: mda.Universe, *, models: bool) -> None:
+        self.models, self.universe = models, universe
 
-    def write(self, positions: np.ndarray, dimensions: np.ndarray | None) -> None:
-        """Write one frame.
+    @functools.cached_property
+    def _columns(self) -> tuple[list[str], list[str]]:
+        return _columns(self.universe)
+
+    def head(self, dimensions: np.ndarray | None) -> str:
+        """Return what stands before the first frame."""
+        return ""
+
+    def frame(self, number: int, positions: np.ndarray, dimensions: np.ndarray | None) -> str:
+        """Return one frame.
 
         Parameters
         ----------
+        number : int
+            Its place among the frames, from 0.
         positions : ndarray, shape=(n_atoms, 3), Å
         dimensions : ndarray, shape=(6,), Å and degrees, or None
 
         Raises
         ------
         ValueError
-            Coordinates that the columns cannot hold.
+            Coordinates or names that the columns cannot hold.
         """
         low, high = positions.min(), positions.max()
         if not (low > _LOWEST and high < _HIGHEST):
@@ -59,27 +64,23 @@ class PDBFile:
                 f"coordinates from {low:.0f} to {high:.0f} Å do not fit the columns of a PDB file; "
                 "use another format"
             )
-        self.n_frames += 1
         lines = []
         if dimensions is not None:
             sides = "".join(f"{side:9.3f}" for side in dimensions[:3])
             angles = "".join(f"{angle:7.2f}" for angle in dimensions[3:])
             lines.append(f"CRYST1{sides}{angles} P 1           1\n")
         if self.models:
-            lines.append(f"MODEL     {self.n_frames % 10000:4d}\n")
-        for head, (x, y, z), tail in zip(self._heads, positions.tolist(), self._tails, strict=True):
+            lines.append(f"MODEL     {(number + 1) % 10000:4d}\n")
+        heads, tails = self._columns
+        for head, (x, y, z), tail in zip(heads, positions.tolist(), tails, strict=True):
             lines.append(f"{head}{x:8.3f}{y:8.3f}{z:8.3f}{tail}")
         if self.models:
             lines.append("ENDMDL\n")
-        self._file.write("".join(lines))
+        return "".join(lines)
 
-    def close(self) -> None:
-        """Write the bonds and close the file."""
-        if not self._file.closed:
-            try:
-                self._file.write("".join([*self._bonds, "END\n"]))
-            finally:
-                self._file.close()
+    def tail(self) -> str:
+        """Return what stands behind the last frame: the bonds."""
+        return "".join([*_conect(self.universe), "END\n"])
 
 
 def _columns(universe: mda.Universe) -> tuple[list[str], list[str]]:

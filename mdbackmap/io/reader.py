@@ -7,10 +7,10 @@ place; the network runs when positions are first asked for.
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import MDAnalysis as mda
@@ -22,8 +22,11 @@ from MDAnalysis.lib.util import store_init_arguments
 
 from mdbackmap.errors import FrameError, StructureError
 from mdbackmap.geometry.boxes import box_from_dimensions
+from mdbackmap.hydrogens.atoms import AllAtoms
+from mdbackmap.hydrogens.protonation import Protonation
 from mdbackmap.mapping.system import System
 from mdbackmap.pipeline import Backmapper
+from mdbackmap.structure import AtomTable
 
 if hasattr(os, "register_at_fork"):
     # torch's thread pool does not survive a fork; a child that uses it would wait for ever.
@@ -60,7 +63,7 @@ def later(backmapper: Backmapper, beads: np.ndarray, ts: Timestep) -> Callable[[
         Returns positions, shape (n_atoms, 3), Å; raises FrameError.
     """
     dimensions = None if ts.dimensions is None else ts.dimensions.copy()
-    return partial(_backmapped, backmapper, beads, dimensions, int(ts.frame))
+    return functools.partial(_backmapped, backmapper, beads, dimensions, int(ts.frame))
 
 
 def _backmapped(
@@ -86,13 +89,25 @@ class Carrier:
     Parameters
     ----------
     system : System
+    protonation : Protonation or None
+        None: heavy atoms only.
     beads : list of ndarray, shape=(n_beads, 3), Å
         Some frames, to learn bead bond lengths from.
     boxes : list of ndarray, shape=(3, 3), Å, or None
     """
 
-    def __init__(self, system: System, beads: list[np.ndarray], boxes: list) -> None:
-        self.system, self.beads, self.boxes = system, beads, boxes
+    def __init__(
+        self, system: System, protonation: Protonation | None, beads: list[np.ndarray], boxes: list
+    ) -> None:
+        self.system, self.protonation = system, protonation
+        self.beads, self.boxes = beads, boxes
+
+    @functools.cached_property
+    def atoms(self) -> AtomTable:
+        """What the Universe holds."""
+        if self.protonation is None:
+            return self.system.atoms
+        return AllAtoms.of(self.system, self.protonation).table
 
     def __deepcopy__(self, memo: dict) -> Carrier:
         return self
@@ -181,7 +196,7 @@ class BackmapReader(ReaderBase):
         super().__init__(filename, **kwargs)
         self.cg, self.live = cg, live
         self.system, self.backmapper = system, backmapper
-        self.n_atoms = system.n_atoms
+        self.n_atoms = len((backmapper or carrier or system).atoms)
         self.ts = self._Timestep(self.n_atoms, **self._ts_kwargs)
         if carrier is not None:
             self.ts.data["carrier"] = carrier

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import MDAnalysis as mda
 import numpy as np
+from MDAnalysis.coordinates.chain import ChainReader
+from MDAnalysis.coordinates.memory import MemoryReader
 
 from mdbackmap.errors import FrameError, InputFileError, listing
 from mdbackmap.io import whole
@@ -188,6 +190,9 @@ class CGSource:
             with quiet_guesses():
                 trajectory[k]
         except _UNREADABLE as error:
+            for path in self.files:
+                if not path.exists():
+                    raise InputFileError(f"{path}: is not there any more") from error
             hint = f"\n  Hint: use what is whole with --stop {k}." if k else ""
             raise InputFileError(
                 f"{trajectory.filename}: frame {k} of {len(trajectory)} cannot be read "
@@ -197,6 +202,8 @@ class CGSource:
 
     def _offsets(self) -> np.ndarray | None:
         """Bytes where the frames of an XTC or TRR file start."""
+        if isinstance(self.universe.trajectory, ChainReader):
+            return None
         return getattr(getattr(self.universe.trajectory, "_xdr", None), "offsets", None)
 
     def sample(self, most: int = 10) -> list[Frame]:
@@ -237,7 +244,7 @@ class CGSource:
             given = {"--start": start, "--stop": stop, "--step": step}
             options = " ".join(f"{k} {v}" for k, v in given.items() if v is not None)
             raise InputFileError(f"{trajectory.filename}: {options} leaves none of its {n} frames")
-        if self.files:
+        if self.files and not isinstance(trajectory, (ChainReader, MemoryReader)):
             self._refuse_cut_frames(chosen, open_end=stop is None)
         return chosen
 

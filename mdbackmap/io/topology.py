@@ -23,46 +23,24 @@ from MDAnalysis.core.topologyattrs import (
 
 from mdbackmap.mapping.chemistry import masses
 from mdbackmap.mapping.system import System
-from mdbackmap.structure import Particles, split_residues
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+from mdbackmap.structure import AtomTable, Particles, split_residues
 
 
-def chain_letters(system: System) -> np.ndarray:
-    """Return a chain letter per residue, shape (n_residues,).
-
-    Protein chains are lettered as the file does where it has single letters, else in order;
-    everything that is no polymer shares one letter per kind.
-    """
-    kinds = system.residue_kinds
-    first = np.flatnonzero(np.diff(system.atoms.residue, prepend=-1))
-    segids = system.atoms.segids[first]
-    polymer = np.array([t.spec.link is not None for t in system.templates])
-    polymer = polymer[system.residue_template]
-    starts = np.ones(len(kinds), dtype=bool)
-    starts[1:] = system.next_residue[:-1] < 0
-    if np.all(np.char.str_len(segids) == 1) and np.all(np.char.isalnum(segids)):
-        # One letter for chains that each start anew says nothing.
-        rises = np.all(np.diff(system.atoms.resids[first][polymer]) >= 0)
-        if rises or len(np.unique(segids)) > 1:
-            return segids
-    chain = np.cumsum(starts & polymer) - 1
-    letters = np.array(list(_LETTERS))
-    n_chains = int(chain.max(initial=-1)) + 1
-    result = letters[np.maximum(chain, 0) % len(letters)]
-    others = [kind for kind in ("lipid", "molecule") if (kinds == kind).any()]
-    for k, kind in enumerate(others):
-        result[(kinds == kind) & ~polymer] = letters[(n_chains + k) % len(letters)]
-    return result
-
-
-def atom_topology(system: System) -> Topology:
+def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
     """Return the all-atom topology, with bonds, elements, masses and chain letters.
 
+    Parameters
+    ----------
+    system : System
+    atoms : AtomTable, optional
+        What the topology holds of the system's residues; its heavy atoms by default.
+
+    Notes
+    -----
     Residues keep the numbers of the file, unless two neighbours could then not be told apart.
     """
-    table = system.atoms
-    letters = chain_letters(system)
+    table = system.atoms if atoms is None else atoms
+    letters = system.chain_letters
     residue = table.residue
     first = np.flatnonzero(np.diff(residue, prepend=-1))
     names, segment = np.unique(letters, return_inverse=True)
@@ -98,10 +76,13 @@ def _distinct(resids: np.ndarray, resnames: np.ndarray, letters: np.ndarray) -> 
     return np.arange(1, len(resids) + 1) if same.any() else resids
 
 
-def blank_universe(system: System) -> mda.Universe:
-    """Return the all-atom Universe of a system with one frame in memory, to be filled."""
-    universe = mda.Universe(atom_topology(system), to_guess=())
-    universe.load_new(np.zeros((1, system.n_atoms, 3), dtype=np.float32))
+def blank_universe(system: System, atoms: AtomTable | None = None) -> mda.Universe:
+    """Return the all-atom Universe of a system with one frame in memory, to be filled.
+
+    Parameters as in `atom_topology`.
+    """
+    universe = mda.Universe(atom_topology(system, atoms), to_guess=())
+    universe.load_new(np.zeros((1, len(universe.atoms), 3), dtype=np.float32))
     return universe
 
 

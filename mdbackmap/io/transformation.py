@@ -13,11 +13,13 @@ from MDAnalysis.coordinates.timestep import Timestep
 from MDAnalysis.transformations.base import TransformationBase
 
 from mdbackmap.errors import StructureError
+from mdbackmap.hydrogens.protonation import DEFAULT_PH, Choices, decide
 from mdbackmap.io.reader import BackmapReader, Carrier, LazyTimestep, independent, later
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import atom_topology
-from mdbackmap.mapping.library import Library
-from mdbackmap.mapping.system import System, from_beads
+from mdbackmap.kept import Kept
+from mdbackmap.mapping.library import Library, inner_variant
+from mdbackmap.mapping.system import System, from_atoms, from_beads
 from mdbackmap.pipeline import Backmapper, Options
 
 Mapping = str | Path | Sequence[str | Path]
@@ -38,10 +40,26 @@ def lay_out(
 
 
 def inspected(backmapper: Backmapper, source: CGSource) -> Backmapper:
-    """Let a backmapper look at some frames of a source."""
+    """Let a backmapper look at some frames of a source, and at a structure to keep."""
+    if backmapper.options.keep is not None and backmapper.kept is None:
+        backmapper.kept = read_kept(backmapper.options.keep, backmapper.layout)
     frames, place = source.sample(), backmapper.system.bead_source
     backmapper.inspect([f.positions[place] for f in frames], [f.box for f in frames])
     return backmapper
+
+
+def read_kept(path: str | Path, system: System) -> Kept:
+    """Read a structure that is to be laid onto its beads.
+
+    Raises
+    ------
+    InputFileError, StructureError
+    """
+    source = CGSource.open(path)
+    own = {t.residue: t for t in map(inner_variant, system.templates)}
+    frame = source.read(0)
+    structure = from_atoms(source.particles, Library(tuple(own.values()), "the beads"), frame)
+    return Kept(system, structure, structure.take(frame.positions))
 
 
 def universe(
@@ -71,7 +89,7 @@ def universe(
     Returns
     -------
     MDAnalysis.Universe
-        Heavy atoms with names, elements, bonds, residues and chain letters.
+        All atoms with names, elements, bonds, residues and chain letters.
 
     Raises
     ------
@@ -89,23 +107,27 @@ def universe(
 
 def carrier(
     topology: str | Path, trajectory: str | Path | None = None, mapping: Mapping = "martini3",
-    *, select: str | None = None, skip_unknown: bool = False,
+    *, select: str | None = None, skip_unknown: bool = False, hydrogens: bool = True,
+    ph: float = DEFAULT_PH, protonation: Choices | None = None,
 ) -> mda.Universe:  # fmt: skip
     """Return an all-atom Universe over CG files whose atoms a `Backmap` transformation fills.
 
-    Parameters are those of `universe`; the files are opened here.
+    Parameters are those of `universe`; the files are opened here. Which hydrogens there are is
+    settled here, without a model: tautomers are the first that a mapping names, unless chosen.
     """
     source = CGSource.open(trajectory or topology, topology, select)
     system = lay_out(source, mapping, skip_unknown=skip_unknown)
     frames = source.sample()
     beads = [f.positions[system.bead_source] for f in frames]
-    held = Carrier(system, beads, [f.box for f in frames])
+    states = decide(system, ph, protonation) if hydrogens else None
+    held = Carrier(system, states, beads, [f.box for f in frames])
     return _all_atom(source.universe, source, system, carrier=held)
 
 
 def _all_atom(cg: mda.Universe, source: CGSource, system: System, **options: Any) -> mda.Universe:
     """Return the all-atom Universe over a CG one, which may be a source's or its original."""
-    result = mda.Universe(atom_topology(system), to_guess=())
+    atoms = (options.get("backmapper") or options["carrier"]).atoms
+    result = mda.Universe(atom_topology(system, atoms), to_guess=())
     if source.index is not None:
         rows = source.index[system.bead_source]
         system = dataclasses.replace(system, bead_source=rows)
@@ -185,12 +207,24 @@ class Backmap(TransformationBase):
                 "u write Backmap(u); or add it to mdbackmap.carrier(topology, trajectory)"
             )
         if self.backmapper is None:
-            self.backmapper = Backmapper(held.system, self.model, self.options)
+            self._refuse_other_hydrogens(held)
+            heavy = dataclasses.replace(self.options, hydrogens=False)
+            self.backmapper = Backmapper(held.system, self.model, heavy)
             self.backmapper.inspect(held.beads, held.boxes)
+            self.backmapper.protonate(held.protonation)
         elif self.backmapper.layout is not held.system:
             raise StructureError("this Backmap fills another Universe already; make one for each")
         ts.fill_with(later(self.backmapper, ts.data["beads"], ts))
         return ts
+
+    def _refuse_other_hydrogens(self, held: Carrier) -> None:
+        options, usual = self.options, Options()
+        asked = (options.ph, options.protonation) != (usual.ph, usual.protonation)
+        if asked or (held.protonation is not None and not options.hydrogens):
+            raise StructureError(
+                "the atoms of this Universe are settled already: give hydrogens, ph and "
+                "protonation to mdbackmap.carrier() instead"
+            )
 
     def _follow(self, ts: Timestep) -> None:
         """Take a frame of the CG Universe; frames of its copies pass by."""

@@ -1,11 +1,13 @@
-"""Whether trajectory files are whole, read from the headers of their frames.
+"""Whether trajectory files are whole and sound.
 
 MDAnalysis stops quietly before a frame that is cut in its header (XTC, TRR) or anywhere (DCD),
-and cannot open an XTC whose second frame is cut. Nothing is decoded here: a few bytes are read.
+cannot open an XTC whose second frame is cut, and may end the process over damaged coordinates.
+Nothing is decoded here.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +36,9 @@ def check_start(path: str | Path) -> None:
         if magic not in (*_XTC, _TRR):
             kind = Path(path).suffix.lstrip(".").upper()
             raise InputFileError(f"{path}: is no {kind} file; it starts with {head!r}")
+        n_atoms = struct.unpack(">i", handle.read(4).ljust(4, b"\0"))[0]
+        if magic != _TRR and total >= 92 and not is_sound(path, 0, n_atoms):
+            raise InputFileError(f"{path}: the header of its first frame makes no sense")
         end = 0
         for number, hint in (("first", ""), ("second", "; only the first is whole")):
             end = _frame_end(handle, end)
@@ -75,7 +80,7 @@ def whole_frames(path: str | Path, n_frames: int, last: int | None = None) -> tu
 
 
 def is_sound(path: str | Path, start: int, n_atoms: int) -> bool:
-    """Tell whether the header of an XTC frame makes sense.
+    """Tell whether an XTC frame can be decoded.
 
     MDAnalysis does not look: it returns what was in memory, or the process dies by a signal.
 
@@ -89,18 +94,59 @@ def is_sound(path: str | Path, start: int, n_atoms: int) -> bool:
     with Path(path).open("rb") as handle:
         handle.seek(start)
         head = handle.read(88)
-    if head[:4] == struct.pack(">i", _TRR):
-        return True
-    here = struct.pack(">i", n_atoms)
-    if head[4:8] != here or head[52:56] != here:
-        return False
-    if n_atoms <= 9:
-        return True
-    if len(head) < 88:
-        return False
-    precision, *bounds, smallest = struct.unpack_from(">f6ii", head, 56)
-    extents = [high - low for low, high in zip(bounds[:3], bounds[3:], strict=True)]
-    return precision > 0 and min(extents) >= 0 and smallest in _XTC_SMALLEST
+        magic = struct.unpack_from(">i", head)[0] if len(head) >= 4 else None
+        if magic not in _XTC:
+            return magic == _TRR
+        here = struct.pack(">i", n_atoms)
+        if n_atoms < 1 or head[4:8] != here or head[52:56] != here:
+            return False
+        if n_atoms <= 9:
+            return True
+        if len(head) < 88:
+            return False
+        precision, *bounds, smallest = struct.unpack_from(">f6ii", head, 56)
+        extents = [high - low for low, high in zip(bounds[:3], bounds[3:], strict=True)]
+        if not (precision > 0 and min(extents) >= 0 and smallest in _XTC_SMALLEST):
+            return False
+        size = struct.calcsize(_XTC[magic])
+        n_bytes = struct.unpack(_XTC[magic], handle.read(size).rjust(size, b"\0"))[0]
+        # No more than what libraries have buffers for.
+        if not 0 < n_bytes <= 4 * (18 * n_atoms // 5 - 3):
+            return False
+        packed = handle.read(n_bytes)
+    return len(packed) == n_bytes and _holds(packed, n_atoms, extents, smallest)
+
+
+def _holds(packed: bytes, n_atoms: int, extents: list[int], smallest: int) -> bool:
+    """Tell whether compressed coordinates are those of so many particles.
+
+    A particle is written in as many bits as the extents take, and a bit that says whether five
+    more follow: how many particles follow it in few bits each (times three), and whether these
+    few bits become more or fewer from there on. Only the lengths are read here.
+    """
+    sizes = [extent + 1 for extent in extents]
+    large = max(sizes) >= 1 << 24
+    wide = sum(n.bit_length() for n in sizes) if large else math.prod(sizes).bit_length()
+    narrow, followers, found, at, end = smallest, 0, 0, 0, 8 * len(packed)
+    packed += b"\0\0"
+    while found < n_atoms:
+        at += wide
+        if at >= end:
+            return False
+        byte, bit = at >> 3, at & 7
+        word = packed[byte] << 8 | packed[byte + 1]
+        at += 1
+        change = 0
+        if word >> (15 - bit) & 1:
+            followers, change = divmod(word >> (10 - bit) & 31, 3)
+            change -= 1
+            at += 5
+        at += followers * narrow
+        found += 1 + followers
+        narrow += change
+        if narrow not in _XTC_SMALLEST:
+            return False
+    return found == n_atoms and at <= end < at + 32
 
 
 def _frame_end(handle: BinaryIO, start: int) -> int | None:

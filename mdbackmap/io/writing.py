@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import bz2
+import functools
+import gzip
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import MDAnalysis as mda
 import numpy as np
+from MDAnalysis.coordinates.H5MD import H5MDWriter
 from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from mdbackmap.errors import FrameError, OutputFileError
+from mdbackmap.io.cif import CIFText
 from mdbackmap.io.files import free_quietly, quiet_guesses
-from mdbackmap.io.pdb import PDBFile, refuse_long_names
+from mdbackmap.io.pdb import PDBText, refuse_long_names
 from mdbackmap.structure import Frame
 
-_PDB = (".pdb", ".ent", ".pdb.gz", ".pdb.bz2")
+PDB = (".pdb", ".ent", ".pdb.gz", ".pdb.bz2")
+CIF = (".cif", ".mmcif", ".cif.gz", ".mmcif.gz")
+CHAINED = (".xtc", ".trr", ".dcd", *PDB, *CIF)
+"""Formats whose frames lie one behind the other, so that files are joined by joining bytes."""
+NAMELESS = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".h5md")
+"""Formats that hold no names."""
+FOR_TRAJECTORIES = (*CHAINED, ".nc", ".ncdf", ".h5md", ".xyz")
 _GRO = (".gro", ".gro.gz", ".gro.bz2")
 _DCD_STEPS = 1000
 """Steps that a .dcd file is said to have between frames."""
@@ -57,7 +68,7 @@ def plan_outputs(
     inputs = tuple(inputs)
     _check_format(output, n_frames, inputs)
     if topology is None:
-        if str(output).lower().endswith(_PDB + _GRO):
+        if str(output).lower().endswith(PDB + CIF + _GRO):
             return None
         topology = Path(output).with_suffix(".pdb")
     if Path(topology) == Path(output):
@@ -68,15 +79,25 @@ def plan_outputs(
 
 def _check_format(path: str | Path, n_frames: int, inputs: tuple[Path, ...]) -> None:
     check_place(path, inputs)
+    name = str(path).lower()
+    if name.endswith(".h5md") and importlib.util.find_spec("h5py") is None:
+        raise OutputFileError(f"{path}: needs h5py (pip install h5py); or use xtc, trr or dcd")
+    if name.endswith(FOR_TRAJECTORIES):
+        return
+    number, known = f"{n_frames} frames", "xtc, trr, dcd, h5md, nc, pdb or cif"
+    if n_frames == 1:
+        number, known = "one frame", f"gro, {known}"
+        if name.endswith(_GRO) or _is_known_to_mdanalysis(name):
+            return
+    raise OutputFileError(f"{path}: no format known by this suffix holds {number}; use {known}")
+
+
+def _is_known_to_mdanalysis(name: str) -> bool:
     try:
-        mda.coordinates.core.get_writer_for(str(path), multiframe=n_frames > 1)
-    except (TypeError, ValueError) as error:
-        number, known = "one frame", "xtc, trr, dcd, pdb or gro"
-        if n_frames > 1:
-            number, known = f"{n_frames} frames", "xtc, trr, dcd or pdb"
-        raise OutputFileError(
-            f"{path}: no format known by this suffix holds {number}; use {known}"
-        ) from error
+        mda.coordinates.core.get_writer_for(name, multiframe=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_place(path: str | Path, inputs: Iterable[Path] = ()) -> None:
@@ -151,15 +172,17 @@ class FrameWriter:
     Parameters
     ----------
     path : str or Path
-        Final name; its suffix decides on the format.
+        Final name, for messages.
     part : Path
-        The name to write under.
+        The name to write under; its suffix decides on the format.
     universe : MDAnalysis.Universe
         With coordinates in memory; its positions are set frame by frame.
     n_frames : int
-        Frames to come.
+        Frames of the whole trajectory.
     dt : float, ps
         Time between them, for formats that state it once.
+    bare : bool
+        Write frames that are a piece of a longer file: of a text without its head and its tail.
 
     Raises
     ------
@@ -169,26 +192,26 @@ class FrameWriter:
 
     def __init__(
         self, path: str | Path, part: Path, universe: mda.Universe, n_frames: int = 1,
-        dt: float = 1.0,
+        dt: float = 1.0, *, bare: bool = False,
     ) -> None:  # fmt: skip
         self.path, self.part, self.universe = Path(path), part, universe
-        self.n_frames, self.dt, self.written = n_frames, dt, 0
-        self._writer: PDBFile | mda.coordinates.base.WriterBase | None = None
+        self.n_frames, self.dt, self.bare, self.written = n_frames, dt, bare, 0
+        self._writer: TextFile | mda.coordinates.base.WriterBase | None = None
 
-    def write(self, frame: Frame, positions: np.ndarray) -> None:
-        """Write positions (n_atoms, 3), Å, with the box and time of ``frame``."""
+    def write(self, frame: Frame, positions: np.ndarray, place: int | None = None) -> None:
+        """Write positions (n_atoms, 3), Å, with the box and time of ``frame``.
+
+        ``place`` is its number in the trajectory that is written; by default frames count from 0.
+        """
         ts = self.universe.trajectory.ts
         ts.positions = positions
         ts.triclinic_dimensions = frame.box
-        ts.frame = self.written
+        ts.frame = self.written if place is None else place
         ts.data["time"] = frame.time
         try:
             with quiet_guesses():
                 self._writer = self._writer or self._open(frame)
-                if isinstance(self._writer, PDBFile):
-                    self._writer.write(positions, ts.dimensions)
-                else:
-                    self._writer.write(self.universe.atoms)
+                self._writer.write(self.universe.atoms)
         except (OSError, ValueError, RuntimeError) as error:
             free_quietly(error)
             raise OutputFileError(
@@ -196,10 +219,10 @@ class FrameWriter:
             ) from error
         self.written += 1
 
-    def _open(self, first: Frame) -> PDBFile | mda.coordinates.base.WriterBase:
-        name = str(self.part)
-        if name.lower().endswith(_PDB):
-            return PDBFile(name, self.universe, models=self.n_frames > 1)
+    def _open(self, first: Frame) -> TextFile | mda.coordinates.base.WriterBase:
+        name, many = str(self.part), self.n_frames > 1
+        if text := text_format(name):
+            return TextFile(self.part, text(self.universe, models=many), bare=self.bare)
         if name.lower().endswith(_GRO):
             refuse_long_names(self.universe, 5)
         options = {}
@@ -207,8 +230,10 @@ class FrameWriter:
             # The format counts time in steps from the start: the finer, the more exact.
             start = round(first.time / self.dt * _DCD_STEPS)
             options = {"dt": self.dt, "nsavc": _DCD_STEPS, "istart": start}
+        if name.lower().endswith(".h5md"):
+            options = {"timeunit": "ps", "lengthunit": "Angstrom", "creator": "mdbackmap"}
         n_atoms = len(self.universe.atoms)
-        return mda.Writer(name, n_atoms=n_atoms, multiframe=self.n_frames > 1, **options)
+        return mda.Writer(name, n_atoms=n_atoms, multiframe=many, **options)
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -219,12 +244,78 @@ class FrameWriter:
         try:
             with quiet_guesses():
                 self._writer.close()
+            if isinstance(self._writer, H5MDWriter) and self._writer.h5md_file:
+                # Its own close does nothing.
+                self._writer.h5md_file.close()
             if kind is None and self.part.suffix.lower() == ".dcd":
                 _check_dcd(self.part, self.written)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             # An earlier error is the one to report.
             if kind is None:
                 raise OutputFileError(f"{self.path}: cannot be written ({error})") from error
+
+
+class TextFile:
+    """Writes frames in words, compressed where the name says so.
+
+    Parameters
+    ----------
+    path : Path
+    text : PDBText or CIFText
+    bare : bool
+        Write frames only.
+    """
+
+    def __init__(self, path: Path, text: PDBText | CIFText, *, bare: bool) -> None:
+        self.text, self.bare, self._empty = text, bare, True
+        self._squeeze = squeezer(path)
+        self._file = path.open("wb")
+
+    def write(self, atoms: mda.AtomGroup) -> None:
+        """Write the current frame."""
+        ts = atoms.universe.trajectory.ts
+        if self._empty and not self.bare:
+            self._say(self.text.head(ts.dimensions))
+        self._empty = False
+        self._say(self.text.frame(ts.frame, ts.positions, ts.dimensions))
+
+    def _say(self, words: str) -> None:
+        self._file.write(self._squeeze(words.encode()) if words else b"")
+
+    def close(self) -> None:
+        """Write what stands behind the frames and close the file."""
+        with self._file:
+            if not (self.bare or self._file.closed):
+                self._say(self.text.tail())
+
+
+def text_format(path: str | Path) -> type[PDBText] | type[CIFText] | None:
+    """Return what writes a file of this name in words; None for other formats."""
+    name = str(path).lower()
+    return PDBText if name.endswith(PDB) else CIFText if name.endswith(CIF) else None
+
+
+def squeezer(path: str | Path) -> Callable[[bytes], bytes]:
+    """Return what compresses a piece of a file of this name; pieces may follow one another."""
+    # Without a time of its own, the same frames make the same file.
+    known = {".gz": functools.partial(gzip.compress, mtime=0), ".bz2": bz2.compress}
+    return known.get(Path(path).suffix.lower(), bytes)
+
+
+def check_names(path: str | Path, universe: mda.Universe) -> None:
+    """Refuse, before any work, names that a format cannot hold.
+
+    Raises
+    ------
+    OutputFileError
+    """
+    name = str(path).lower()
+    columns = 4 if name.endswith(PDB) else 5 if name.endswith(_GRO) else None
+    try:
+        if columns:
+            refuse_long_names(universe, columns)
+    except ValueError as error:
+        raise OutputFileError(f"{path}: cannot be written ({error})") from error
 
 
 def _check_dcd(path: Path, n_frames: int) -> None:
@@ -245,14 +336,36 @@ class Outcome:
 
     Attributes
     ----------
-    written, failed : int
+    written : int
+    left_out : list of int
+        Numbers of the frames that failed.
     messages : list of str
-        Why frames failed, the first few.
+        Why, of the first few.
+    notes : list of dict
+        What there is to say of frames that were written, such as how they relaxed.
     """
 
     written: int = 0
-    failed: int = 0
+    left_out: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    notes: list[dict] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """How many frames failed."""
+        return len(self.left_out)
+
+    def leave_out(self, frame: int, why: FrameError) -> None:
+        """Count a frame that failed."""
+        self.left_out.append(frame)
+        self.messages = [*self.messages, str(why)][:_KEPT]
+
+    def add(self, later: Outcome) -> None:
+        """Count what became of frames behind these."""
+        self.written += later.written
+        self.left_out += later.left_out
+        self.messages = [*self.messages, *later.messages][:_KEPT]
+        self.notes += later.notes
 
     def report(self, say: Callable[[str], None]) -> None:
         """Say which frames were left out."""
@@ -260,61 +373,3 @@ class Outcome:
             say(f"  left out: {message}")
         if self.failed > len(self.messages):
             say(f"  ... and {self.failed - len(self.messages)} more frames")
-
-
-def write_frames(
-    frames: Iterable[int],
-    read: Callable[[int], Frame],
-    work: Callable[[Frame], np.ndarray],
-    universe: mda.Universe,
-    output: str | Path,
-    topology: str | Path | None,
-    *,
-    n_frames: int,
-    dt: float = 1.0,
-) -> Outcome:
-    """Write ``work(frame)`` of every frame, and the first also as a topology.
-
-    Frames that raise `FrameError` are left out and counted; on any other error nothing is left
-    behind.
-
-    Parameters
-    ----------
-    frames : iterable of int
-        Numbers that ``read`` turns into frames.
-    work : callable
-        Frame → positions of ``universe``, shape (n_atoms, 3), Å.
-    n_frames : int
-        How many they are.
-    dt : float, ps
-        Time between them.
-
-    Raises
-    ------
-    FrameError
-        No frame could be written.
-    OutputFileError
-    """
-    done = Outcome()
-    with Parts() as parts:
-        with ExitStack() as stack:
-            writer = FrameWriter(output, parts.add(output), universe, n_frames, dt)
-            writers = [stack.enter_context(writer)]
-            if topology:
-                named = FrameWriter(topology, parts.add(topology), universe)
-                writers.append(stack.enter_context(named))
-            for k in frames:
-                try:
-                    frame = read(k)
-                    positions = work(frame)
-                except FrameError as error:
-                    done.failed += 1
-                    if len(done.messages) < _KEPT:
-                        done.messages.append(str(error))
-                    continue
-                for each in writers if not done.written else (writer,):
-                    each.write(frame, positions)
-                done.written += 1
-        if not done.written:
-            raise FrameError("no frame could be written:\n" + "\n".join(done.messages[:5]))
-    return done

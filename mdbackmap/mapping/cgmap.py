@@ -128,7 +128,7 @@ def _read(key: str, text: object, line: int, problems: _Problems) -> _Atom | Non
         problems.add(line, f"'{key}': expected NAMES: BEADS [columns], as 'CA: BB P1A'")
         return None
     if len(set(beads)) < len(beads):
-        problems.add(line, f"atom {atom.name}: a bead stands twice in '{columns[0]}'")
+        problems.add(line, f"atom {atom.name}: a bead stands twice in '{columns[0][:60]}'")
     atom.weights = dict.fromkeys(beads, 1.0 / len(beads))
     for column in columns[1:]:
         cells = column.split(",")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
 SEED = 7
-MOST = 40
-"""Conformers of a molecule that are fitted to beads."""
+MOST, LARGE, FEW = 40, 60, 10
+"""Conformers of a molecule that are fitted to beads; of one with more heavy atoms, fewer."""
 TEMPERATURE = 300.0
 """K, of the dynamics that training frames come from."""
 FRICTION = 0.01
@@ -49,9 +49,9 @@ def conformers(template: Template) -> np.ndarray:
         RDKit is not installed, or cannot make sense of the bonds of the mapping.
     """
     mol = _molecule(template)
-    _embed(mol, template, MOST)
+    _embed(mol, template, MOST if template.n_atoms <= LARGE else FEW)
     _minimise(mol)
-    return _positions(mol)[:, : template.n_atoms]
+    return positions(mol)[:, : template.n_atoms]
 
 
 def dynamics(template: Template, starts: int, frames: int, every: int = 200) -> np.ndarray:
@@ -146,9 +146,10 @@ def _molecule(template: Template) -> Mol:
     for k, count in enumerate(template.n_hydrogens.tolist()):
         for _ in range(count):
             mol.AddBond(k, mol.AddAtom(Chem.Atom("H")), Chem.BondType.SINGLE)
+    _localise(mol)
     try:
         with rdBase.BlockLogs():
-            mol = Chem.AddHs(_with_orders(mol, sum(charges)))
+            mol = Chem.AddHs(_with_orders(mol, Chem.GetFormalCharge(mol)))
         _set_hands(mol, template)
         _set_double_bonds(mol, template)
     except (ValueError, RuntimeError) as error:
@@ -166,6 +167,22 @@ def _kind(order: float):
     kinds = {1.0: BondType.SINGLE, 1.5: BondType.AROMATIC, 2.0: BondType.DOUBLE,
              3.0: BondType.TRIPLE}  # fmt: skip
     return kinds[min(kinds, key=lambda known: abs(known - order))]
+
+
+def _localise(mol: Mol) -> None:
+    """Give acids one double bond and oxygens with the charge, in place of bonds shared by all."""
+    from rdkit.Chem import BondType
+
+    for atom in mol.GetAtoms():
+        shared = [
+            bond for bond in atom.GetBonds()
+            if atom.GetSymbol() in ("C", "P", "S") and bond.GetBondType() == BondType.AROMATIC
+            and bond.GetOtherAtom(atom).GetSymbol() == "O"
+            and bond.GetOtherAtom(atom).GetDegree() == 1
+        ]  # fmt: skip
+        for k, bond in enumerate(shared):
+            bond.SetBondType(BondType.SINGLE if k else BondType.DOUBLE)
+            bond.GetOtherAtom(atom).SetFormalCharge(-1 if k else 0)
 
 
 def _with_orders(mol: Mol, charge: int) -> Mol:
@@ -232,16 +249,7 @@ def _set_double_bonds(mol: Mol, template: Template) -> None:
 
 
 def _embed(mol: Mol, template: Template, count: int) -> None:
-    from rdkit.Chem import rdDistGeom
-
-    options = rdDistGeom.ETKDGv3()
-    options.randomSeed = SEED
-    options.pruneRmsThresh = 0.2
-    found = len(rdDistGeom.EmbedMultipleConfs(mol, count, options))
-    if not found:
-        options.useRandomCoords = True
-        found = len(rdDistGeom.EmbedMultipleConfs(mol, count, options))
-    if not found:
+    if not embed(mol, count, SEED, apart=0.2):
         raise MappingError(
             f"{template.source}: residue {template.residue}: RDKit finds no conformer; are its "
             "stereocentres and rings possible?"
@@ -256,5 +264,31 @@ def _minimise(mol: Mol) -> None:
         helpers.MMFFOptimizeMoleculeConfs(mol, maxIters=500)
 
 
-def _positions(mol: Mol) -> np.ndarray:
+def embed(mol: Mol, count: int, seed: int, apart: float = -1.0) -> int:
+    """Replace the conformers of a molecule of RDKit; return how many could be made.
+
+    Parameters
+    ----------
+    mol : rdkit.Chem.Mol
+        With its hydrogens.
+    count : int
+        The most that are made.
+    seed : int
+    apart : float, Å
+        Conformers nearer to another one than this (RMSD) are left out.
+    """
+    from rdkit.Chem import rdDistGeom
+
+    options = rdDistGeom.ETKDGv3()
+    options.randomSeed = seed
+    options.pruneRmsThresh = apart
+    made = rdDistGeom.EmbedMultipleConfs(mol, count, options)
+    if not made:
+        options.useRandomCoords = True
+        made = rdDistGeom.EmbedMultipleConfs(mol, count, options)
+    return len(made)
+
+
+def positions(mol: Mol) -> np.ndarray:
+    """Return the positions of all conformers of a molecule of RDKit, shape (k, n_atoms, 3), Å."""
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])

@@ -75,7 +75,10 @@ def derive_anchors(atom_bead: np.ndarray, bonds: np.ndarray) -> np.ndarray:
             continue
         # One connected piece of a bead. Fewest bonds to the others, then most neighbours, then
         # file order.
-        trees = {atom: distances(atom, within) for atom in sorted(distances(start, within))}
+        piece = distances(start, within)
+        # Where no atom can be near enough to all others, `levels` says so.
+        hopeless = max(piece.values()) > 2 * MAX_LEVEL
+        trees = {atom: distances(atom, within) for atom in ([start] if hopeless else sorted(piece))}
         root = min(trees, key=lambda a: (max(trees[a].values()), -len(bonded[a]), a))
         tree = trees[root]
         for atom, depth in tree.items():

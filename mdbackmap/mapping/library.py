@@ -16,7 +16,7 @@ from typing import Any
 
 from mdbackmap.errors import MappingError, MappingFileError, listing
 from mdbackmap.mapping import cgmap, strict_yaml
-from mdbackmap.mapping.schema import Geometry, MappingSpec, parse
+from mdbackmap.mapping.schema import Geometry, MappingSpec, State, parse
 from mdbackmap.mapping.strict_yaml import Located
 from mdbackmap.mapping.template import Template, compile_template
 
@@ -39,20 +39,46 @@ def shipped() -> list[str]:
     return sorted(p.name for p in mappings_root().iterdir() if p.is_dir() and p.name != SOLVENT)
 
 
-@dataclass(frozen=True)
-class Library:
-    """Templates by residue name and beads.
+@dataclass(frozen=True, eq=False)
+class _Shipped:
+    """One shipped file: its names are cheap to know, its template is made when first asked for."""
 
-    Attributes
+    path: Path
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The residue name and its aliases."""
+        head = _head(self.path)
+        return (head["residue"], *head.get("aliases", ()))
+
+    @functools.cached_property
+    def template(self) -> Template:
+        """What the file says, compiled."""
+        return _compiled(self.path)
+
+
+_Entry = Template | _Shipped
+
+
+class Library:
+    """Templates by residue name and beads; shipped ones are compiled when first asked for.
+
+    Parameters
     ----------
-    templates : tuple of Template
+    templates : sequence of Template
         In search order, the first match wins.
     source : str
         What was loaded, for messages.
     """
 
-    templates: tuple[Template, ...]
-    source: str
+    def __init__(self, templates: Sequence[_Entry], source: str) -> None:
+        self._entries = tuple(templates)
+        self.source = source
+
+    @functools.cached_property
+    def templates(self) -> tuple[Template, ...]:
+        """All templates, in search order."""
+        return tuple(map(_template, self._entries))
 
     @classmethod
     def load(cls, mappings: Sequence[str | Path] = ("martini3",)) -> Library:
@@ -72,7 +98,7 @@ class Library:
             mappings = [mappings]
         if all(_folder(m) is None for m in mappings):
             mappings = ["martini3", *mappings]
-        templates: list[Template] = []
+        templates: list[_Entry] = []
         problems: list[str] = []
         for mapping in (SOLVENT, *mappings):
             try:
@@ -82,19 +108,19 @@ class Library:
                 problems.append(str(error))
         if problems:
             raise MappingFileError("\n".join(problems))
-        return cls(tuple(templates), " + ".join(str(m) for m in mappings))
+        return cls(templates, " + ".join(str(m) for m in mappings))
 
     @functools.cached_property
-    def _by_name(self) -> dict[str, list[Template]]:
-        table: dict[str, list[Template]] = {}
-        for template in self.templates:
-            for name in (template.residue, *template.spec.aliases):
-                table.setdefault(name, []).append(template)
+    def _by_name(self) -> dict[str, list[_Entry]]:
+        table: dict[str, list[_Entry]] = {}
+        for entry in self._entries:
+            for name in _names(entry):
+                table.setdefault(name, []).append(entry)
         return table
 
     def candidates(self, resname: str) -> list[Template]:
         """Return the templates a residue name may mean."""
-        return self._by_name.get(resname, [])
+        return [_template(entry) for entry in self._by_name.get(resname, [])]
 
     def match_beads(self, resname: str, beads: Sequence[str]) -> tuple[Template, list[int]] | None:
         """Find the template of one CG residue.
@@ -157,6 +183,16 @@ class Library:
         )
 
 
+def _names(entry: _Entry) -> tuple[str, ...]:
+    if isinstance(entry, _Shipped):
+        return entry.names
+    return (entry.residue, *entry.spec.aliases)
+
+
+def _template(entry: _Entry) -> Template:
+    return entry.template if isinstance(entry, _Shipped) else entry
+
+
 @functools.lru_cache(maxsize=512)
 def _terminal(template: Template) -> Template:
     if not template.spec.termini.last:
@@ -183,36 +219,43 @@ def _folder(mapping: str | Path) -> Path | None:
 
 
 @functools.cache
-def _load_shipped(mapping: str) -> tuple[Template, ...]:
-    return _load(mapping)
+def _load_shipped(mapping: str) -> tuple[_Shipped, ...]:
+    return tuple(map(_Shipped, _files(mapping)))
 
 
-def _load(mapping: str) -> tuple[Template, ...]:
+def _files(mapping: str) -> list[Path]:
     folder = _folder(mapping)
     if folder is not None:
         found = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")]
         files = [p for p in sorted(found) if not p.name.startswith(NO_MAPPINGS)]
         if not files:
             raise MappingFileError(f"{folder}: holds no mapping file (*.yaml)")
-    elif mapping and os.path.exists(mapping):
-        files = [Path(mapping)]
-    else:
-        raise MappingError(
-            f"mapping '{mapping}': neither a shipped mapping ({', '.join(shipped())}) nor a file "
-            "or folder"
-        )
+        return files
+    if mapping and os.path.exists(mapping):
+        return [Path(mapping)]
+    raise MappingError(
+        f"mapping '{mapping}': neither a shipped mapping ({', '.join(shipped())}) nor a file or "
+        "folder"
+    )
+
+
+def _load(mapping: str) -> tuple[Template, ...]:
     templates, problems = [], []
-    for path in files:
+    for path in _files(mapping):
         try:
-            spec = load_spec(path)
-            template = compile_template(spec, str(path))
-            terminal_variant(template)
-            templates.append(template)
+            templates.append(_compiled(path))
         except MappingError as error:
             problems.append(str(error))
     if problems:
         raise MappingFileError(listing(problems, 20, indent=""))
     return tuple(templates)
+
+
+def _compiled(path: Path) -> Template:
+    """Read and compile a file; what is wrong with its terminal variant is found here, too."""
+    template = compile_template(load_spec(path), str(path))
+    terminal_variant(template)
+    return template
 
 
 def load_templates(mapping: str | Path) -> tuple[Template, ...]:
@@ -240,14 +283,22 @@ def _with_chemistry(spec: MappingSpec) -> MappingSpec:
     Rows that name an atom the mapping lacks are left out.
     """
     atoms = set(spec.atoms)
-    named = (t.spec for t in _load_shipped("martini3"))
-    named = (s for s in named if spec.residue in (s.residue, *s.aliases))
+    named = (e.template.spec for e in _load_shipped("martini3") if spec.residue in e.names)
     known = next((s for s in named if atoms <= set(s.atoms)), None)
     if known is None:
         return spec
 
     def inside(rows: Any) -> Any:
         return [row for row in rows if atoms.issuperset(a for a in row if isinstance(a, str))]
+
+    def of_atoms(states: dict[str, State] | None) -> dict[str, State] | None:
+        held = atoms | set(last.atoms if last else ())
+        return states and {
+            name: state.model_copy(
+                update={"hydrogens": {a: h for a, h in state.hydrogens.items() if a in held}}
+            )
+            for name, state in states.items()
+        }
 
     def has_ends(pair: Geometry | None) -> bool:
         return pair is not None and all(a.removeprefix("+") in atoms for a in pair.bonds[0][:2])
@@ -277,8 +328,19 @@ def _with_chemistry(spec: MappingSpec) -> MappingSpec:
             "link": known.link if has_ends(known.link) else None,
             "bridge": known.bridge if has_ends(known.bridge) else None,
             "termini": known.termini.model_copy(update={"last": last}),
+            "methylenes": known.methylenes,
+            **{key: of_atoms(getattr(known, key))
+               for key in ("states", "states_first", "states_last")},
         }
     )  # fmt: skip
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """What a shipped file says before its list of atoms, over that of the file it is ``like``."""
+    text = path.read_text(encoding="utf-8")
+    head = strict_yaml.loads(text.partition("\natoms:")[0], str(path))
+    other = head.get("like")
+    return {**_head(mappings_root() / f"{other}.yaml"), **head} if other else head
 
 
 def _inherit(table: Located, path: Path, depth: int = 0) -> Located:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -44,10 +45,10 @@ def read_weight(value: Any) -> Any:
 
 
 def _distinct(row: Sequence[Any]) -> Sequence[Any]:
-    names = [cell for cell in row if isinstance(cell, str)]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = Counter(cell for cell in row if isinstance(cell, str))
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
-        raise ValueError(f"{', '.join(twice)} stands there twice")
+        raise ValueError(f"{', '.join(twice[:10])} stands there twice")
     return row
 
 
@@ -85,6 +86,8 @@ Bond = Annotated[
 Angle = Annotated[tuple[Name, Name, Name, Degrees], AfterValidator(_distinct)]
 Torsion = Annotated[tuple[Name, Name, Name, Name], AfterValidator(_distinct)]
 Plane = Annotated[list[Name], Field(min_length=4), AfterValidator(_distinct)]
+HydrogenNames = Annotated[list[Name], AfterValidator(_distinct)]
+PH = Annotated[float, Field(ge=0, le=14, allow_inf_nan=False)]
 Centres = Annotated[dict[Name, tuple[Name, Name, Name]], AfterValidator(_distinct_centres)]
 Swap = Annotated[dict[Name, Name], AfterValidator(_distinct_swap)]
 
@@ -166,6 +169,32 @@ class Termini(_Strict):
     last: Patch | None = Field(None, description="Added to the last residue of a chain.")
 
 
+class State(_Strict):
+    """One protonation state, or tautomer."""
+
+    hydrogens: dict[Name, HydrogenNames] = Field(
+        default_factory=dict,
+        description="Heavy atom → names of its hydrogens, where they are not those under 'atoms'.",
+    )
+    below: PH | None = Field(None, description="The pH below which the residue is in this state.")
+    above: PH | None = Field(None, description="The pH above which the residue is in this state.")
+    bridged: Literal["yes", "no"] = Field(
+        "no", description="Whether this is the state of residues joined by a 'bridge'."
+    )
+    names: list[Name] = Field(
+        default_factory=list,
+        description="Other names of the state; a residue of such a name is in it at any pH.",
+    )
+
+    @property
+    def limited(self) -> bool:
+        """Whether the pH must be below or above a limit."""
+        return self.below is not None or self.above is not None
+
+
+States = Annotated[dict[Name, State], Field(min_length=1)]
+
+
 class MappingSpec(ResidueGeometry):
     """One residue or molecule."""
 
@@ -186,6 +215,11 @@ class MappingSpec(ResidueGeometry):
         "counted",
         description="Whether hydrogens place a bead; one that counts but is missing in a "
         "structure counts at its heavy atom.",
+    )
+    methylenes: Literal["left", "right"] = Field(
+        "left",
+        description="Which of two hydrogens of an atom x is named first; a and b are its "
+        "neighbours, in the order of the atoms. Left: (h-x)·((a-x)×(b-x)) > 0.",
     )
     beads: dict[Name, BeadSpec | None] = Field(min_length=1, description="The beads in file order.")
     bead_aliases: dict[Name, Name] = Field(
@@ -212,6 +246,17 @@ class MappingSpec(ResidueGeometry):
         "comes first.",
     )
     termini: Termini = Field(default_factory=Termini, description="Variants at chain ends.")
+    states: States | None = Field(
+        None,
+        description="Protonation states. Where the pH leaves several, hydrogen bonds decide, else "
+        "the first.",
+    )
+    states_first: States | None = Field(
+        None, description="Those of the start of a chain; the first one, unless chosen otherwise."
+    )
+    states_last: States | None = Field(
+        None, description="Those of the end of a chain; the first one, unless chosen otherwise."
+    )
 
 
 def parse(table: Located, source: str) -> MappingSpec:
@@ -228,6 +273,8 @@ def parse(table: Located, source: str) -> MappingSpec:
         raise MappingFileError(_explain(error, table, source)) from error
 
 
+_SHOWN = 20
+"""Problems of a file that are shown."""
 _EXPECTED = {
     "missing": "is missing",
     "string_type": "expected text",
@@ -262,15 +309,17 @@ def _explain(error: ValidationError, table: Located, source: str) -> str:
         message = issue["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         message = _EXPECTED.get(issue["type"], message)
         if issue["type"] == "extra_forbidden":
-            message = f"is not a key of a mapping file{_near(path[-1])} (docs: mapping-files)"
+            # Nearness takes a millisecond; only the first rows are shown.
+            near = _near(path[-1]) if len(rows) < _SHOWN else ""
+            message = f"is not a key of a mapping file{near} (docs: mapping-files)"
         elif issue["type"] != "missing":
             message = f"{message}, found {str(node)[:60]!r}"
         rows[f"{source}, line {line}: '{'.'.join(path)}' {message}"] = None
-    return listing(rows, 20, indent="")
+    return listing(rows, _SHOWN, indent="")
 
 
 def _near(key: str) -> str:
-    models = (MappingSpec, AtomSpec, BeadSpec, Patch, Termini)
+    models = (MappingSpec, AtomSpec, BeadSpec, Patch, Termini, State)
     known = [name for model in models for name in model.model_fields]
     near = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

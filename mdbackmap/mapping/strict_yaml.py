@@ -14,9 +14,9 @@ import yaml
 
 from mdbackmap.errors import MappingFileError, listing
 
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 MAX_DEPTH = 32
-MAX_BYTES = 4_000_000
+MAX_BYTES = 2_000_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -112,8 +112,11 @@ def loads(text: str, source: str = "<text>") -> Located:
     """Read YAML from a string; see `load`."""
     try:
         # libyaml composes by recursion in C: depth is checked on the flat events first.
-        depth = 0
+        depth = nodes = 0
         for event in yaml.parse(text, Loader=_LOADER):
+            nodes += isinstance(event, yaml.NodeEvent)
+            if nodes > MAX_NODES:
+                raise _too_deep(source, event.start_mark.line + 1)
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:

@@ -32,6 +32,7 @@ MAX_BRIDGE = 3.2
 """Å between the SC1 beads of a disulfide; Martini's constraint is 2.4, free pairs stay over 3.5."""
 MAX_ATOM_BOND = 2.2
 """Å between atoms of two residues that are bonded (C-N 1.33, S-S 2.05)."""
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class System:
         CA C N CA of every peptide bond; ``omega_may_be_cis`` marks those before proline.
     bridges : ndarray, shape=(m, 2), int64
         Residues joined by a bond that is not along the chain (disulfides).
+    given_names : ndarray, shape=(n_residues,), str
+        Residue names as the file has them, such as HSD.
     left_out : dict
         What was recognised and left out, with counts.
     """
@@ -91,6 +94,7 @@ class System:
     omegas: np.ndarray
     omega_may_be_cis: np.ndarray
     bridges: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    given_names: np.ndarray = field(default_factory=lambda: np.zeros(0, "U1"))
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -252,7 +256,8 @@ class System:
                              axis=1),
             weights=self.weights[members], constraints=constraints,
             omegas=atom[self.omegas[omegas]], omega_may_be_cis=self.omega_may_be_cis[omegas],
-            bridges=residue[self.bridges[bridges]], left_out={},
+            bridges=residue[self.bridges[bridges]], given_names=self.given_names[residues],
+            left_out={},
         )  # fmt: skip
         return system, beads, atoms
 
@@ -276,6 +281,34 @@ class System:
         pairs, inside = bead_pairs(self.atom_bead, self.atoms.bonds, self.bead_residue)
         keys = np.array(self.bead_keys)[self.bead_key]
         return pairs, pair_names(pairs, inside, keys, self.residue_names[self.bead_residue])
+
+    @functools.cached_property
+    def chain_letters(self) -> np.ndarray:
+        """A chain letter per residue, shape (n_residues,), str.
+
+        Protein chains are lettered as the file does where it has single letters, else in order;
+        everything that is no polymer shares one letter per kind.
+        """
+        kinds = self.residue_kinds
+        first = np.flatnonzero(np.diff(self.atoms.residue, prepend=-1))
+        segids = self.atoms.segids[first]
+        polymer = np.array([t.spec.link is not None for t in self.templates])
+        polymer = polymer[self.residue_template]
+        starts = np.ones(len(kinds), dtype=bool)
+        starts[1:] = self.next_residue[:-1] < 0
+        if np.all(np.char.str_len(segids) == 1) and np.all(np.char.isalnum(segids)):
+            # One letter for chains that each start anew says nothing.
+            rises = np.all(np.diff(self.atoms.resids[first][polymer]) >= 0)
+            if rises or len(np.unique(segids)) > 1:
+                return segids
+        chain = np.cumsum(starts & polymer) - 1
+        letters = np.array(list(_LETTERS))
+        n_chains = int(chain.max(initial=-1)) + 1
+        result = letters[np.maximum(chain, 0) % len(letters)]
+        others = [kind for kind in ("lipid", "molecule") if (kinds == kind).any()]
+        for k, kind in enumerate(others):
+            result[(kinds == kind) & ~polymer] = letters[(n_chains + k) % len(letters)]
+        return result
 
     def map_positions(self, positions: np.ndarray) -> np.ndarray:
         """Return bead positions of all-heavy-atom positions, shape (n_beads, 3), Å."""
@@ -306,6 +339,7 @@ class _Residue:
     resid: int
     segid: str
     file_index: int
+    given_name: str
 
 
 def from_beads(
@@ -391,7 +425,7 @@ def from_atoms(
             continue
         residues.append(
             _Residue(template, source, int(particles.resids[start]),
-                     str(particles.segids[start]), int(residue[start]))
+                     str(particles.segids[start]), int(residue[start]), resname)
         )  # fmt: skip
     if not residues:
         raise StructureError(
@@ -402,6 +436,12 @@ def from_atoms(
     linked = _links_between_atoms(residues, positions, frame.box)
     bridges = _bridges_between_atoms(residues, positions, frame.box)
     return _assemble(residues, linked, bridges, "atoms", dict(left_out))
+
+
+def one_molecule(template: Template) -> System:
+    """Lay out a single molecule; its atoms and beads are those of its template, in order."""
+    residue = _Residue(template, np.arange(template.n_atoms), 1, "", 0, template.residue)
+    return _assemble([residue], np.zeros(1, dtype=bool), [], "atoms", {})
 
 
 def _check_frame(particles: Particles, frame: Frame) -> None:
@@ -461,7 +501,7 @@ def _match_beads(
                     left_out[template.spec.skip_beads[key[1][place]]] += 1
             residues.append(
                 _Residue(template, start + order, int(particles.resids[start]),
-                         str(particles.segids[start]), r)
+                         str(particles.segids[start]), r, key[0])
             )  # fmt: skip
     return residues, left_out, unknown, first
 
@@ -679,6 +719,7 @@ def _assemble(
         omegas=omegas,
         omega_may_be_cis=may_be_cis,
         bridges=np.array(bridges, dtype=np.int64).reshape(-1, 2),
+        given_names=np.array([r.given_name for r in residues]),
         left_out=left_out,
     )
 

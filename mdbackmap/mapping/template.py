@@ -238,6 +238,7 @@ def _check_references(
     for name, count in names.items():
         if count > 1:
             problems.append(f"atom {name}: the name is given to {count} atoms or hydrogens")
+    _check_states(spec, order, names, problems)
     for key, pair in (("link", spec.link), ("bridge", spec.bridge)):
         if pair is None:
             continue
@@ -249,6 +250,27 @@ def _check_references(
         elif key == "bridge" and (len(ends) > 1 or first not in atoms):
             problems.append(f"bridge: its first bond must join an atom to its like, as [{first}, "
                             f"+{first}]")  # fmt: skip
+
+
+def _check_states(
+    spec: MappingSpec, atoms: list[str], names: Counter[str], problems: list[str]
+) -> None:
+    """Collect states whose atoms are not there, or that give a hydrogen a name in use."""
+    patched = spec.termini.last.atoms if spec.termini.last else {}
+    known = {*atoms, *patched}
+    always = [s for s in (spec.states or {}).values() if s.bridged == "no" and not s.limited]
+    if spec.states and not always:
+        problems.append("states: one of them must be without 'below', 'above' and 'bridged'")
+    for key in ("states", "states_first", "states_last"):
+        for name, state in (getattr(spec, key) or {}).items():
+            for atom, hydrogens in state.hydrogens.items():
+                if atom not in known:
+                    problems.append(f"{key} {name}: no atom {atom}")
+                    continue
+                own = spec.atoms[atom].hydrogens if atom in spec.atoms else ()
+                taken = [h for h in hydrogens if h not in own and (h in names or h in known)]
+                if taken:
+                    problems.append(f"{key} {name}: the name {', '.join(taken)} is in use")
 
 
 def _anchors(

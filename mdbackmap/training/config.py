@@ -103,6 +103,10 @@ class TrainConfig(_Strict):
     )  # fmt: skip
     validate_every: float = Field(5.0, gt=0, description="Minutes between evaluations.")
     start_from: Path | None = Field(None, description="Weights to start from.")
+    keep: float = Field(
+        0.0, ge=0, lt=1, description="Share of these weights that is mixed into the result: a "
+        "short second training forgets less (Wortsman et al., arXiv 2109.01903).",
+    )  # fmt: skip
     compile: bool = Field(False, description="Compile the network (needs a C++ compiler).")
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch finds.")
     device: str = Field("cpu", description="cpu or cuda.")

@@ -11,12 +11,10 @@ import numpy as np
 
 from mdbackmap.errors import ConfigError
 from mdbackmap.mapping.conformers import dynamics
-from mdbackmap.mapping.library import Library
-from mdbackmap.mapping.system import System, from_atoms
+from mdbackmap.mapping.system import System, one_molecule
 from mdbackmap.mapping.template import Template
 from mdbackmap.models import checkpoint
 from mdbackmap.predictors import ConformerPredictor
-from mdbackmap.structure import Frame, Particles
 from mdbackmap.training.config import DataSource, Losses, Network, Noise, TrainConfig
 from mdbackmap.training.dataset import Builder
 from mdbackmap.training.trainer import Trainer
@@ -76,16 +74,15 @@ def split(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_molecule(
-    template: Template, library: Library, learnt: np.ndarray, held_out: np.ndarray,
-    output: Path, minutes: float, say: Callable[[str], None],
+    template: Template, learnt: np.ndarray, held_out: np.ndarray, output: Path, minutes: float,
+    say: Callable[[str], None],
     *, source: str = "conformers and dynamics in vacuum (RDKit, MMFF94)", threads: int = 0,
 ) -> Learnt:  # fmt: skip
     """Train a model of one molecule.
 
     Parameters
     ----------
-    template : Template; library : Library
-        The molecule, and mappings that hold it.
+    template : Template
     learnt, held_out : ndarray, shape=(n, n_atoms, 3), Å
     output : Path
         Weights to write; a folder of the same stem beside it keeps log and state.
@@ -105,7 +102,7 @@ def train_molecule(
             f"residue {template.residue}: {len(learnt) + len(held_out)} frames; at least "
             f"{round(FEWEST / (1 - HELD_OUT))} are needed to learn from and to test on"
         )
-    system = _system(template, library)
+    system = one_molecule(template)
     folder = output.with_name(f"{output.stem}_training")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "learnt.npz", folder / "held_out.npz"]
@@ -132,18 +129,6 @@ def train_molecule(
     shutil.copyfile(folder / "best.safetensors", part := output.with_name(f"{output.name}.part"))
     part.replace(output)
     return Learnt(output, len(learnt), len(held_out), error, _fitted(system, held_out))
-
-
-def _system(template: Template, library: Library) -> System:
-    """One molecule, laid out from the names of its atoms."""
-    n = template.n_atoms
-    particles = Particles(
-        names=template.names, resnames=np.full(n, template.residue), segids=np.full(n, ""),
-        resids=np.ones(n, dtype=np.int64), source=template.source,
-    )  # fmt: skip
-    # Apart, or atoms might be taken for bonded.
-    spread = np.arange(3.0 * n).reshape(n, 3).astype(np.float32)
-    return from_atoms(particles, library, Frame(spread))
 
 
 def _fitted(system: System, frames: np.ndarray) -> float:

@@ -201,7 +201,7 @@ class Trainer:
         self.network = self._fresh().to(config.device)
         self.average = self._fresh().to(config.device)
         if config.start_from:
-            self._start_from(config.start_from)
+            self._take_from(config.start_from, self.network)
         self.average.load_state_dict(self.network.state_dict())
         self.optimizer = Optimizer(self.network, config.learning_rate, config.weight_decay)
         self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
@@ -233,12 +233,14 @@ class Trainer:
         v = self.vocabulary
         return HierarchicalVectors(self.encoder, len(v.beads), len(v.residues), len(v.atoms))
 
-    def _start_from(self, path: Path) -> None:
-        """Copy weights that fit; rows of embeddings are matched by key."""
+    def _take_from(
+        self, path: Path, network: HierarchicalVectors, share: float = 1.0
+    ) -> None:
+        """Mix in weights that fit, or copy them; rows of embeddings are matched by key."""
         old = checkpoint.load(path)
         if old.network.encoder.config != self.encoder:
             raise ModelError(f"{path}: another architecture than this configuration's")
-        state, before = self.network.state_dict(), old.network.state_dict()
+        state, before = network.state_dict(), old.network.state_dict()
         keys = {
             "encoder.bead.weight": (old.bead_keys, self.vocabulary.beads),
             "encoder.residue.weight": (old.residues, self.vocabulary.residues),
@@ -246,13 +248,14 @@ class Trainer:
         }
         for name, value in before.items():
             if name not in keys:
-                state[name] = value
+                state[name] = torch.lerp(state[name], value.to(state[name]), share)
                 continue
             place = {key: k for k, key in enumerate(keys[name][0])}
             for row, key in enumerate(keys[name][1]):
                 if key in place:
-                    state[name][row] = value[place[key]]
-        self.network.load_state_dict(state)
+                    theirs = value[place[key]].to(state[name])
+                    state[name][row] = torch.lerp(state[name][row], theirs, share)
+        network.load_state_dict(state)
 
     def run(self) -> dict[str, float]:
         """Train for the configured time, going on from an earlier run's state if there is one.
@@ -474,6 +477,8 @@ class Trainer:
         """
         path = self.output / "best.safetensors"
         best = checkpoint.load(path)
+        if self.config.start_from and self.config.keep:
+            self._take_from(self.config.start_from, best.network, self.config.keep)
         best.network.to(self.config.device)
         metrics = dict(best.card.get("metrics", {}))
         for name, held_out in self.tests.items():

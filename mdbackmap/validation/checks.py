@@ -13,10 +13,11 @@ import numpy as np
 from mdbackmap.errors import StructureError
 from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.boxes import heights, minimum_image
+from mdbackmap.geometry.rings import pierced_rings
 from mdbackmap.mapping.system import System
 from mdbackmap.structure import AtomTable
 from mdbackmap.validation import measures
-from mdbackmap.validation.contacts import BondGraph, close_pairs, find_rings, pierced_rings
+from mdbackmap.validation.contacts import BondGraph, close_pairs, find_rings
 from mdbackmap.validation.equivalence import name_swaps
 
 BOND_TOLERANCE = 0.10

@@ -1,4 +1,4 @@
-"""What atoms do to atoms they are not bonded to: clashes, and rings to be pierced."""
+"""What atoms do to atoms they are not bonded to: clashes; and the rings of a system."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from scipy.spatial import cKDTree
 
 from mdbackmap.errors import StructureError
 from mdbackmap.geometry import rings
-from mdbackmap.geometry.rings import RING_SIZES as RING_SIZES
-from mdbackmap.geometry.rings import pierced_rings as pierced_rings
 from mdbackmap.mapping.system import System
 
 MOST_NEIGHBOURS = 50
@@ -105,8 +103,3 @@ def find_rings(system: System) -> tuple[np.ndarray, np.ndarray]:
     _, number = np.unique(rows, axis=0, return_inverse=True)
     held = np.isin(number[len(planes) :], number[: len(planes)])
     return found, held.reshape(found.shape).all(axis=1)
-
-
-def _cycles(bonds: np.ndarray, n_atoms: int) -> list[list[int]]:
-    """The rings of a bond graph as lists."""
-    return [list(dict.fromkeys(ring)) for ring in rings.find_rings(bonds, n_atoms).tolist()]

@@ -1,0 +1,1 @@
+"""Heavy atoms → all atoms: which hydrogens there are, and where they stand."""

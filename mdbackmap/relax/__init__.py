@@ -1,0 +1,1 @@
+"""Force fields, short minimisations and their topologies: the only room that imports OpenMM."""

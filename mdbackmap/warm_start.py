@@ -1,0 +1,43 @@
+"""A process that imports what workers need, once, and is copied for each of them.
+
+Importing takes longer than many a conversion. Nothing heavy is imported here, so that a command
+can begin with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How worker processes are started."""
+_MODULES = ["mdbackmap.io.conversion", "mdbackmap.io.parallel"]
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def begin() -> None:
+    """Start the process, unless it runs already or the platform has none; does not wait for it."""
+    if METHOD != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context(METHOD).set_forkserver_preload(_MODULES)
+    with _one_thread():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have processes started here use one thread: libraries look once, when they are imported."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
