@@ -10,6 +10,9 @@ secondary structure (DSSP: helix, strand, other) that is still what it was in th
     python -m benchmarks.stability membrane.xtc --force-field charmm36 --water --frames 1
     python -m benchmarks.stability cg.xtc --frames 50 --picoseconds 0      # relaxation only
 
+With --control an atomistic structure, as a crystal has it, goes the same way from its first
+minimisation on: what simulating does to a sound structure.
+
 Water is put in by OpenMM, which knows nothing of membranes: molecules between the tails are taken
 out again.
 """
@@ -23,29 +26,41 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
+import MDAnalysis as mda
 import numpy as np
 import openmm as mm
 import openmm.app as app
 from MDAnalysis.analysis.dssp import DSSP
 from mdbackmap.cli.common import progress, set_threads
 from mdbackmap.geometry.superpose import superpose
+from mdbackmap.io.files import quiet_guesses
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import blank_universe
 from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.pipeline import Backmapper, Options
-from mdbackmap.relax.force_fields import Assignment, load, openmm_topology
+from mdbackmap.relax.force_fields import FILES, Assignment, load, openmm_topology
 from mdbackmap.relax.minimise import reduced_box
 from mdbackmap.validation.checks import Checker
 from openmm import unit
 
-ERRORS = ("stereocentres", "d_residues", "double_bonds", "cis_peptides", "pierced_rings", "overlaps")
-IMPLICIT = "implicit/obc2.xml"
+ERRORS = (
+    "stereocentres",
+    "d_residues",
+    "double_bonds",
+    "cis_peptides",
+    "pierced_rings",
+    "overlaps",
+)
+GB = {"H": (0.12, 0.85), "C": (0.17, 0.72), "N": (0.155, 0.79), "O": (0.15, 0.85),
+      "S": (0.18, 0.96)}  # fmt: skip
+"""Radius, nm, and scale of elements in OBC2 (Onufriev, Bashford, Case 2004,
+doi:10.1002/prot.20033); hydrogens on nitrogen have 0.13 nm."""
 TEMPERATURE, STEP, FRICTION = 300.0, 0.002, 1.0
 """K, ps, 1/ps."""
 REPORT = 1.0
 """ps between the points of a curve."""
-SETTLE = 2000
-"""Steps of minimisation after water was put in."""
+SETTLE, FIRST = 500, 300
+"""Steps of minimisation of water that was put in, and of all, as before any simulation."""
 CORE = 10.0
 """Å from the middle of a membrane within which water is taken out."""
 
@@ -118,8 +133,13 @@ class Stand:
         if not self.protein.any():
             return np.zeros(0, "U1")
         self.universe.atoms.positions = atoms
-        names = "H HN H1 HT1"
-        return DSSP(self.universe, hydrogen_name=names, guess_hydrogens=True).run().results.dssp[0]
+        return _dssp(self.universe)
+
+
+def _dssp(universe: mda.Universe) -> np.ndarray:
+    with quiet_guesses():
+        found = DSSP(universe, hydrogen_name="H HN H1 HT1", guess_hydrogens=True).run()
+    return found.results.dssp[0]
 
 
 def simulation(
@@ -138,17 +158,34 @@ def simulation(
         topology, places = modeller.topology, modeller.positions
         options |= {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.9 * unit.nanometer}
     else:
-        force_field, places = load((*found.files[:1], IMPLICIT)), atoms / 10
+        force_field, places = found.force_field, atoms / 10
         options |= {"nonbondedMethod": app.NoCutoff}
     system = force_field.createSystem(topology, record={}, **options)
+    if not water:
+        system.addForce(_born(system, topology))
     integrator = mm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, STEP)
     integrator.setRandomNumberSeed(seed)
     made = app.Simulation(topology, system, integrator)
     made.context.setPositions(places)
     if water:
         _settle(made, len(atoms))
+    mm.LocalEnergyMinimizer.minimize(made.context, 10, FIRST)
     made.context.setVelocitiesToTemperature(TEMPERATURE, seed)
     return made
+
+
+def _born(system: mm.System, topology: app.Topology) -> mm.GBSAOBCForce:
+    """Implicit solvent."""
+    charges = next(f for f in system.getForces() if isinstance(f, mm.NonbondedForce))
+    on_nitrogen = {pair[k].index for pair in topology.bonds() for k in (0, 1)
+                   if pair[1 - k].element is app.element.nitrogen}  # fmt: skip
+    force = mm.GBSAOBCForce()
+    for atom in topology.atoms():
+        radius, scale = GB[atom.element.symbol]
+        if atom.element is app.element.hydrogen and atom.index in on_nitrogen:
+            radius = 0.13
+        force.addParticle(charges.getParticleParameters(atom.index)[0], radius, scale)
+    return force
 
 
 def _in_core(modeller: app.Modeller, n_atoms: int) -> Iterator[app.Residue]:
@@ -186,10 +223,15 @@ def follow(
     picoseconds: float, water: bool, seed: int,
 ) -> None:  # fmt: skip
     """Simulate a relaxed frame and note what becomes of it."""
-    began = time.perf_counter()
     made = simulation(stand, atoms, box, water=water, seed=seed)
     chosen = stand.heavy[stand.protein] if stand.protein.any() else stand.heavy
     before = stand.structure(atoms)
+    _run(made, found, atoms, chosen, before, stand.structure, picoseconds)
+
+
+def _run(made, found, atoms, chosen, before, structure, picoseconds) -> None:
+    """Step on and take notes."""
+    began = time.perf_counter()
     for k in range(round(picoseconds / REPORT) + 1):
         made.step(round(REPORT / STEP) if k else 0)
         state = made.context.getState(getPositions=True, getEnergy=True)
@@ -200,16 +242,44 @@ def follow(
             break
         found.rmsd.append(round(float(superpose(now[chosen], atoms[chosen])[2]), 3))
         if len(before):
-            same = stand.structure(now) == before
-            found.kept.append(round(100 * float(same.mean()), 1))
+            found.kept.append(round(100 * float((structure(now) == before).mean()), 1))
     found.seconds = round(time.perf_counter() - began, 1)
+
+
+def control(path: Path, *, picoseconds: float, seed: int) -> Frame:
+    """Simulate a structure as it is, with hydrogens of OpenMM, in implicit solvent."""
+    pdb = app.PDBFile(str(path))
+    force_field = load(FILES["amber14"][0])
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.delete([a for a in modeller.topology.atoms() if a.element is app.element.hydrogen])
+    modeller.addHydrogens(force_field)
+    system = force_field.createSystem(modeller.topology, record={}, constraints=app.HBonds)
+    system.addForce(_born(system, modeller.topology))
+    made = app.Simulation(modeller.topology, system,
+                          mm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, STEP))  # fmt: skip
+    made.integrator.setRandomNumberSeed(seed)
+    made.context.setPositions(modeller.positions)
+    mm.LocalEnergyMinimizer.minimize(made.context, 10, FIRST)
+    made.context.setVelocitiesToTemperature(TEMPERATURE, seed)
+    atoms = np.array(modeller.positions.value_in_unit(unit.angstrom))
+    universe = mda.Universe(app.Modeller(modeller.topology, modeller.positions))
+    heavy = np.array([a.element is not app.element.hydrogen for a in modeller.topology.atoms()])
+    found = Frame(0, {}, {}, {})
+
+    def structure(now: np.ndarray) -> np.ndarray:
+        universe.atoms.positions = now
+        return _dssp(universe)
+
+    before = structure(atoms)
+    _run(made, found, atoms, np.flatnonzero(heavy), before, structure, picoseconds)
+    return found
 
 
 def _summary(frames: list[Frame], n_atoms: int) -> dict[str, float]:
     """Means over frames."""
     relaxed = [f.relaxation for f in frames]
-    mean = {key: float(np.mean([row[key] for row in relaxed]))
-            for key in ("seconds", "steps", "shift_A", "force_before_kJ_nm", "force_after_kJ_nm")}  # fmt: skip
+    keys = ("seconds", "steps", "shift_A", "force_before_kJ_nm", "force_after_kJ_nm")
+    mean = {key: float(np.mean([row[key] for row in relaxed])) for key in keys}
     result = {
         "frames": len(frames), "atoms": n_atoms,
         "relaxed_%": 100 * float(np.mean([row["relaxed"] for row in relaxed])),
@@ -241,9 +311,13 @@ def _summary(frames: list[Frame], n_atoms: int) -> dict[str, float]:
               help="Spread over the trajectory.")  # fmt: skip
 @click.option("--picoseconds", type=click.FloatRange(0), default=20.0, show_default=True)
 @click.option("--water", is_flag=True, help="Explicit water instead of implicit.")
+@click.option("--control", "structure", type=click.Path(path_type=Path), help="Atomistic structure "
+              "to simulate for comparison.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write.")
-def main(trajectory, topology, force_field, frames, picoseconds, water, seed, json_file) -> None:
+def main(
+    trajectory, topology, force_field, frames, picoseconds, water, structure, seed, json_file
+) -> None:
     """Backmap, relax and simulate frames of TRAJECTORY."""
     set_threads(None)
     if picoseconds and not water and force_field != "amber14":
@@ -258,6 +332,10 @@ def main(trajectory, topology, force_field, frames, picoseconds, water, seed, js
             follow(stand, found, atoms, box, picoseconds=picoseconds, water=water, seed=seed)
         done.append(found)
     summary = _summary(done, len(stand.stage.atoms))
+    if structure:
+        done.append(control(structure, picoseconds=picoseconds, seed=seed))
+        summary |= {"control_rmsd_end_A": done[-1].rmsd[-1],
+                    "control_kept_%": done[-1].kept[-1]}  # fmt: skip
     for key, value in summary.items():
         click.echo(f"{key:28s}{value:14.3f}")
     if json_file:

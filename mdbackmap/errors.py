@@ -13,6 +13,7 @@
     ├── ModelError (ValueError)           weights that cannot be used here
     ├── ProtonationError (ValueError)     a pH or a choice of protonation states that is none
     ├── ForceFieldError (ValueError)      molecules that a force field does not cover
+    ├── MemoryLimitError (MemoryError)    a system that does not fit into the memory allowed
     ├── WorkerError (RuntimeError)        processes that share the work cannot be had, or die
     ├── FrameError (RuntimeError)         one frame failed; the message names it
     └── ConfigError (ValueError)          a training configuration that makes no sense
@@ -72,6 +73,10 @@ class ForceFieldError(MdbackmapError, ValueError):
 
 class FrameError(MdbackmapError, RuntimeError):
     """One frame could not be backmapped."""
+
+
+class MemoryLimitError(MdbackmapError, MemoryError):
+    """A system that takes more memory than is allowed."""
 
 
 class WorkerError(MdbackmapError, RuntimeError):

@@ -68,8 +68,8 @@ class Kept:
     def __init__(self, system: System, structure: System, positions: np.ndarray) -> None:
         pairs = matched_residues(system, structure)
         points = np.full((system.n_atoms, 3), np.nan)
-        place = {(int(r), str(name)): k for k, (r, name) in
-                 enumerate(zip(structure.atoms.residue, structure.atoms.names, strict=True))}  # fmt: skip
+        theirs = zip(structure.atoms.residue.tolist(), structure.atoms.names.tolist(), strict=True)
+        place = {key: k for k, key in enumerate(theirs)}
         own = np.full(len(system.residue_template), -1)
         own[list(pairs)] = list(pairs.values())
         residue = system.atoms.residue
@@ -175,7 +175,11 @@ def matched_residues(system: System, structure: System) -> dict[int, int]:
             rows = [first]
             while len(rows) < len(run) and follows[rows[-1]] >= 0:
                 rows.append(int(follows[rows[-1]]))
-            if len(rows) < len(run) or names[rows].tolist() != want or any(r in taken for r in rows):
+            if (
+                len(rows) < len(run)
+                or names[rows].tolist() != want
+                or any(r in taken for r in rows)
+            ):
                 continue
             same = bool((numbers[rows] == other_numbers[run]).all())
             chain = system.chain_letters[first] == structure.chain_letters[run[0]]

@@ -322,8 +322,8 @@ def test_errors(many: AtomTable, tmp_path: Path) -> None:
     heavy = many.elements != "H"
     number = np.cumsum(heavy) - 1
     bonds = number[many.bonds[heavy[many.bonds].all(axis=1)]]
-    columns = {key: getattr(many, key)[heavy]
-               for key in ("names", "elements", "resnames", "resids", "segids", "residue")}  # fmt: skip
+    names = ("names", "elements", "resnames", "resids", "segids", "residue")
+    columns = {key: getattr(many, key)[heavy] for key in names}
     with pytest.raises(ForceFieldError, match="have no hydrogens"):
         assign(AtomTable(**columns, bonds=bonds), "amber14")
     broken = tmp_path / "broken.xml"

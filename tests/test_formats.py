@@ -12,8 +12,8 @@ import pytest
 from mdbackmap.errors import FrameError, OutputFileError
 from mdbackmap.hydrogens.atoms import AllAtoms
 from mdbackmap.hydrogens.protonation import decide
-from mdbackmap.io.topology import bead_universe, blank_universe
 from mdbackmap.io.segments import write_frames
+from mdbackmap.io.topology import bead_universe, blank_universe
 from mdbackmap.io.writing import Parts, plan_outputs
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import from_beads

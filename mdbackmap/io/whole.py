@@ -36,16 +36,16 @@ def check_start(path: str | Path) -> None:
         if magic not in (*_XTC, _TRR):
             kind = Path(path).suffix.lstrip(".").upper()
             raise InputFileError(f"{path}: is no {kind} file; it starts with {head!r}")
-        n_atoms = struct.unpack(">i", handle.read(4).ljust(4, b"\0"))[0]
-        if magic != _TRR and total >= 92 and not is_sound(path, 0, n_atoms):
-            raise InputFileError(f"{path}: the header of its first frame makes no sense")
-        end = 0
+        # MDAnalysis reads two frames of a file when it opens it.
+        n_atoms, end = struct.unpack(">i", handle.read(4).ljust(4, b"\0"))[0], 0
         for number, hint in (("first", ""), ("second", "; only the first is whole")):
-            end = _frame_end(handle, end)
+            start, end = end, _frame_end(handle, end)
             if end is None or end > total:
                 raise InputFileError(
                     f"{path}: the file is cut short within its {number} frame{hint}"
                 )
+            if not is_sound(path, start, n_atoms):
+                raise InputFileError(f"{path}: its {number} frame is damaged{hint}")
             if end == total:
                 return
 

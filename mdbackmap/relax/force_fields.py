@@ -35,7 +35,7 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Files of each force field; of several sets the first that covers a system is taken."""
 WATER = {"O": 1, "H": 2}
-_RECORD = "args['record'].update(templateForResidue, types=data.atomType)"
+_RECORD = "if 'record' in args: args['record'].update(templateForResidue, types=data.atomType)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +191,7 @@ def load(files: tuple[str, ...], residues: tuple[str, ...] = ()) -> app.ForceFie
     try:
         force_field = app.ForceField(*files)
     # OpenMM raises whatever its parser meets.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise InputFileError(f"{', '.join(files)}: no force field ({error})") from error
     if residues:
         force_field.loadFile(io.StringIO(file_of(residues)))

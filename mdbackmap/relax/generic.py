@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import openmm as mm
+import openmm.app as app
 
 from mdbackmap.geometry.constraints import Constraints
 from mdbackmap.relax.kinds import Kind
@@ -23,8 +24,10 @@ LENGTH = {"C": 1.09, "N": 1.01, "O": 0.97, "S": 1.34, "P": 1.42, "B": 1.19, "SI"
 COVALENT = {"H": 0.31, "C": 0.76, "N": 0.71, "O": 0.66, "F": 0.57, "P": 1.07, "S": 1.05,
             "CL": 1.02, "BR": 1.20, "I": 1.39, "SI": 1.11, "B": 0.84, "SE": 1.20}  # fmt: skip
 """Å; two of them make a bond that no mapping gives a length."""
-SIZE = {"H": (2.4, 0.06), "C": (3.45, 0.3), "N": (3.2, 0.5), "O": (3.0, 0.6), "F": (2.9, 0.25),
-        "P": (3.7, 0.8), "S": (3.6, 1.0), "CL": (3.4, 1.1), "BR": (3.6, 1.5), "I": (3.8, 2.0)}  # fmt: skip
+SIZE = {
+    "H": (2.4, 0.06), "C": (3.45, 0.3), "N": (3.2, 0.5), "O": (3.0, 0.6), "F": (2.9, 0.25),
+    "P": (3.7, 0.8), "S": (3.6, 1.0), "CL": (3.4, 1.1), "BR": (3.6, 1.5), "I": (3.8, 2.0),
+}  # fmt: skip
 """Lennard-Jones diameter, Å, and depth, kJ/mol."""
 OTHER_SIZE, POLAR_HYDROGEN = (3.5, 0.5), (0.4, 0.2)
 BOND, ANGLE, PLANE, DOUBLE = 250_000.0, 420.0, 40.0, 60.0
@@ -33,9 +36,7 @@ SHARE_14 = 0.5
 """Of what atoms three bonds apart do to one another."""
 
 
-def generic_system(
-    atoms: AtomTable, kinds: Sequence[Kind], constraints: Constraints
-) -> mm.System:  # fmt: skip
+def generic_system(atoms: AtomTable, kinds: Sequence[Kind], constraints: Constraints) -> mm.System:
     """Return a System of one molecule of each kind.
 
     Parameters
@@ -50,7 +51,7 @@ def generic_system(
     for kind in kinds:
         molecule = _Molecule(atoms, kind, constraints)
         for element in molecule.elements:
-            system.addParticle(app_mass(element))
+            system.addParticle(app.Element.getBySymbol(element.capitalize()).mass)
         molecule.add(forces, start)
         pairs += (kind.bonds + start).tolist()
         start += len(kind.first)
@@ -58,13 +59,6 @@ def generic_system(
     for force in forces:
         system.addForce(force)
     return system
-
-
-def app_mass(element: str) -> float:
-    """Mass of an element, Da."""
-    from openmm.app import Element
-
-    return Element.getBySymbol(element.capitalize()).mass._value
 
 
 class _Molecule:
@@ -96,13 +90,13 @@ class _Molecule:
     def add(self, forces: Sequence[mm.Force], start: int) -> None:
         bonds, angles, torsions, nonbonded = forces
         ideal = self.ideal
-        lengths = {tuple(sorted(p)): r
-                   for p, r in zip(ideal.bonds.tolist(), ideal.bond_length, strict=True)}  # fmt: skip
+        rows = zip(ideal.bonds.tolist(), ideal.bond_length.tolist(), strict=True)
+        lengths = {tuple(sorted(pair)): length for pair, length in rows}
         for i, j in self.kind.bonds.tolist():
             length = lengths.get((min(i, j), max(i, j))) or self._length(i, j)
             bonds.addBond(i + start, j + start, length / 10, BOND)
-        given = {(min(i, k), j, max(i, k)): a
-                 for (i, j, k), a in zip(ideal.angles.tolist(), ideal.angle, strict=True)}  # fmt: skip
+        rows = zip(ideal.angles.tolist(), ideal.angle.tolist(), strict=True)
+        given = {(min(i, k), j, max(i, k)): angle for (i, j, k), angle in rows}
         for j, near in enumerate(self.bonded):
             for i, k in itertools.combinations(sorted(near), 2):
                 angle = given.get((i, j, k)) or self._angle(j)
@@ -112,9 +106,7 @@ class _Molecule:
         for row in planes:
             torsions.addTorsion(*(i + start for i in row), 2, np.pi, PLANE / 2)
         for row, value in zip(ideal.torsions.tolist(), ideal.torsion, strict=True):
-            torsions.addTorsion(
-                *(i + start for i in row), 1, np.radians(value) - np.pi, DOUBLE / 2
-            )
+            torsions.addTorsion(*(i + start for i in row), 1, np.radians(value) - np.pi, DOUBLE / 2)
         for i, element in enumerate(self.elements):
             polar = element == "H" and any(self.elements[j] in "NOS" for j in self.bonded[i])
             sigma, epsilon = POLAR_HYDROGEN if polar else SIZE.get(element, OTHER_SIZE)
@@ -130,4 +122,4 @@ class _Molecule:
         n = len(self.bonded[centre])
         if n == 2 and self.elements[centre] in ("O", "S"):
             return 107.0 if self.elements[centre] == "O" else 96.0
-        return 120.0 if n < 4 and self.flat[centre] or n == 2 else 109.47
+        return 120.0 if n == 2 or (n < 4 and self.flat[centre]) else 109.47

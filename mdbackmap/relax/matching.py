@@ -105,7 +105,9 @@ class _Search:
         ]  # fmt: skip
         # One whose own name is wanted elsewhere is left for the atom that has it.
         own, wanted = self.names[i], set(self.names)
-        return sorted(found, key=lambda k: (self.other_names[k] != own, self.other_names[k] in wanted))
+        return sorted(
+            found, key=lambda k: (self.other_names[k] != own, self.other_names[k] in wanted)
+        )
 
     def run(self) -> np.ndarray | None:
         stack = [iter(self._candidates(self.order[0]))] if self.order else []

@@ -204,8 +204,8 @@ class Relaxer:
     def _wrong(self, positions: np.ndarray, box: np.ndarray | None) -> list[str]:
         """Name inverted centres, torsions on the wrong side and bonds through rings."""
         potential = self.potential
-        rows = [f"{self._name(row[0])} has the wrong hand"
-                for row in potential.centres[volumes(positions, potential.centres) <= 0]]  # fmt: skip
+        turned = potential.centres[volumes(positions, potential.centres) <= 0]
+        rows = [f"{self._name(row[0])} has the wrong hand" for row in turned]
         sides = potential.sides
         cosine = np.cos(np.radians(torsions(positions, sides.atoms)))
         rows += [f"{self._name(row[1])}-{self._name(row[2])} is turned to the wrong side"

@@ -206,9 +206,7 @@ class Potential:
         """Nothing while a stereocentre has most of its volume, steep when it flattens."""
         ideal = self.reference.constraints
         cross = "(b{0}*c{1}-b{1}*c{0})"
-        volume = "+".join(
-            f"a{u}*" + cross.format(v, w) for u, v, w in ("xyz", "yzx", "zxy")
-        )
+        volume = "+".join(f"a{u}*" + cross.format(v, w) for u, v, w in ("xyz", "yzx", "zxy"))
         lines = [f"{STEREO_HOLD}*max(0, least - 1000*volume)^2", f"volume={volume}"]
         lines += [f"{p}{u}={u}{k}-{u}1" for k, p in ((2, "a"), (3, "b"), (4, "c")) for u in "xyz"]
         force = mm.CustomCompoundBondForce(4, "; ".join(lines))
@@ -282,8 +280,9 @@ class Pairwise:
             places = [k.atoms for k in kinds]
             forces = {type(f): f for f in system.getForces() if isinstance(f, _PAIRWISE)}
             nonbonded = forces[mm.NonbondedForce]
-            values = np.array([plain(nonbonded.getParticleParameters(i))
-                               for i in range(nonbonded.getNumParticles())]).reshape(-1, 3)  # fmt: skip
+            rows = range(nonbonded.getNumParticles())
+            values = np.array([plain(nonbonded.getParticleParameters(i)) for i in rows])
+            values = values.reshape(-1, 3)
             if mm.CustomNonbondedForce in forces:
                 table = _Table(forces[mm.CustomNonbondedForce], places, n_atoms)
                 values[:, 1:] = table.sigma_epsilon[table.own]
@@ -335,9 +334,7 @@ class Pairwise:
 
     def soft(self, periodic: bool) -> mm.CustomNonbondedForce:
         """A repulsion that stays small however close two atoms are."""
-        force = mm.CustomNonbondedForce(
-            f"{SOFT_STRENGTH / 2}*max(0, size1+size2-r)^2"
-        )
+        force = mm.CustomNonbondedForce(f"{SOFT_STRENGTH / 2}*max(0, size1+size2-r)^2")
         force.addPerParticleParameter("size")
         size = np.where(self.epsilon > 0, self.sigma * SOFT_SHARE / 2, SMALLEST)
         for value in size.tolist():

@@ -81,7 +81,9 @@ class Stage:
         if self.force_field == NONE:
             return None
         if self.force_field is None and not (self.given.elements == "H").any():
-            _log.warning("without hydrogens no force field fits: a generic force relaxes the frames")
+            _log.warning(
+                "without hydrogens no force field fits: a generic force relaxes the frames"
+            )
             return None
         found = assign(self.given, self.force_field or DEFAULT, self.files)
         if found.missing:

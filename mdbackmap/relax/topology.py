@@ -152,8 +152,9 @@ class _Gromacs:
         for n, i in enumerate(range(start, stop)):
             row = kind.first[n]
             mass = plain([self.system.getParticleMass(i)])[0]
-            yield (f"{n + 1} {self.types[i]} {table.resids[row]} {table.resnames[row]} "
-                   f"{table.names[row]} {n + 1} {self.pairwise.charge[i]:.8g} {mass:.6g}")  # fmt: skip
+            named = f"{table.resids[row]} {table.resnames[row]} {table.names[row]}"
+            charge = self.pairwise.charge[i]
+            yield f"{n + 1} {self.types[i]} {named} {n + 1} {charge:.8g} {mass:.6g}"
         yield ""
         is_water = Counter(table.elements[kind.first].tolist()) == {"O": 1, "H": 2}
         yield from self._water(k) if is_water else self._covalent(k)
@@ -209,7 +210,9 @@ class _Gromacs:
         for force in self.forces.get(mm.CustomBondForce, ()):
             share = re.match(r"([\d.e+-]+)\*epsilon", force.getEnergyFunction())
             if share is None:
-                raise ForceFieldError(f"a term that no .top file holds: {force.getEnergyFunction()}")
+                raise ForceFieldError(
+                    f"a term that no .top file holds: {force.getEnergyFunction()}"
+                )
             for words, atoms, ((sigma, epsilon),) in self._inside(k, terms(force, "Bond", 2)):
                 found[tuple(sorted(atoms))] = (words, sigma, epsilon * float(share[1]) / 4)
         return [f"{words} 1 {sigma:.8g} {epsilon:.8g}" for words, sigma, epsilon in found.values()]
@@ -228,8 +231,8 @@ class _Gromacs:
     def _water(self, k: int) -> Iterator[str]:
         """Rigid water, as GROMACS wants it."""
         start = int(self.starts[k])
-        lengths = {tuple(sorted(a)): v[0]
-                   for _, a, v in self._inside(k, self._all(mm.HarmonicBondForce, "Bond", 2))}  # fmt: skip
+        bonds = self._inside(k, self._all(mm.HarmonicBondForce, "Bond", 2))
+        lengths = {tuple(sorted(atoms)): values[0] for _, atoms, values in bonds}
         angles = self._inside(k, self._all(mm.HarmonicAngleForce, "Angle", 3))
         _, (first, oxygen, _), (angle, _) = next(angles)
         side = lengths[tuple(sorted((first, oxygen)))]
