@@ -209,9 +209,10 @@ def test_names_too_long_for_a_format(tmp_path):
 
 def test_coordinates_beyond_the_columns(insulin_system, tmp_path):
     far = Frame(np.full((insulin_system.n_atoms, 3), 12345.0, np.float32))
+    blank = blank_universe(insulin_system)
     with unchanged(tmp_path), pytest.raises(OutputFileError, match="do not fit the columns"):
-        write_frames(range(1), lambda k: far, lambda f: f.positions,
-                     blank_universe(insulin_system), tmp_path / "aa.xtc", tmp_path / "aa.pdb")  # fmt: skip
+        write_frames(range(1), lambda k: far, lambda f: f.positions, blank, tmp_path / "aa.xtc",
+                     tmp_path / "aa.pdb")  # fmt: skip
 
 
 def test_neighbours_with_one_number_stay_apart(tmp_path):

@@ -158,8 +158,8 @@ def _say_relaxed(done: Outcome) -> None:
     named = ("force_before_kJ_nm", "force_after_kJ_nm", "shift_A", "seconds")
     mean = {key: sum(note[key] for note in notes) / max(len(notes), 1) for key in named}
     click.echo(f"  relaxed: {len(well)} of {counted(len(notes), 'frame')}; largest force "
-               f"{mean['force_before_kJ_nm']:.0f} before, {mean['force_after_kJ_nm']:.0f} kJ/mol/nm "
-               f"after; heavy atoms moved {mean['shift_A']:.2f} Å; "
+               f"{mean['force_before_kJ_nm']:.0f} before, {mean['force_after_kJ_nm']:.0f} "
+               f"kJ/mol/nm after; heavy atoms moved {mean['shift_A']:.2f} Å; "
                f"{mean['seconds']:.1f} s per frame (means)")  # fmt: skip
     if len(well) < len(notes):
         bad = ", ".join(str(note["frame"]) for note in notes if not note["relaxed"])
