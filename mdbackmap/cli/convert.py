@@ -136,6 +136,9 @@ def convert(
                f"({speed:,.0f} atoms/s, {seconds:.1f} s in all)")  # fmt: skip
     if names:
         click.echo(f"{names}: the matching topology")
+        if n_atoms > 99_999 and names.suffix.lower() == ".pdb":
+            click.echo("  without bonds, for PDB files number no more than 99,999 atoms; mmCIF has "
+                       "them: --topology-out NAME.cif")  # fmt: skip
     for path in made.written:
         click.echo(f"{path}: {made.written[path]}")
     if topology is None and len(made.source.files) > 1:

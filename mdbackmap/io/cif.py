@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import defaultdict
 
 import MDAnalysis as mda
@@ -16,6 +17,7 @@ _COLUMNS = (
     "pdbx_PDB_ins_code", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv",
     "pdbx_PDB_model_num",
 )  # fmt: skip
+_RESERVED = re.compile(r"(data_|save_|loop_$|stop_$|global_$)", re.IGNORECASE)
 
 
 class CIFText:
@@ -141,6 +143,6 @@ def _word(value: str) -> str:
     """
     if not value:
         return "."
-    if "'" in value or value[0] in "_#$[];" or value in (".", "?"):
+    if "'" in value or value[0] in "_#$[];" or value in (".", "?") or _RESERVED.match(value):
         return f'"{value}"'
     return f"'{value}'" if '"' in value or " " in value else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Files of each force field; of several sets the first that covers a system is taken."""
 WATER = {"O": 1, "H": 2}
+_CULPRIT = re.compile(r"No template found for residue (\d+) \(\w+\)\.\s*([^.]*)")
 _RECORD = "if 'record' in args: args['record'].update(templateForResidue, types=data.atomType)"
 
 
@@ -54,7 +56,7 @@ class Assignment:
     atoms : AtomTable
         With the force field's names of atoms and residues.
     missing : dict of str to int
-        Residues without a template, and how many there are.
+        Residues without a template, and how many there are; of chains with number and reason.
     """
 
     name: str
@@ -177,7 +179,8 @@ def _completed(best: Assignment, atoms: AtomTable, kinds: list[Kind]) -> Assignm
 def _worth_trying(file: str, so_far: Assignment) -> bool:
     """Whether a file, large and slow to load, names a residue that is missing yet."""
     text = (Path(app.__file__).parent / "data" / file).read_text(encoding="utf-8")
-    return any(f'<Residue name="{name}"' in text for name in (*so_far.missing, *so_far.strange))
+    names = [label.split()[0] for label in (*so_far.missing, *so_far.strange)]
+    return any(f'<Residue name="{name}"' in text for name in names)
 
 
 @functools.lru_cache(maxsize=4)
@@ -209,12 +212,15 @@ def _assign(
     known = [[templates.template_of(graph) for graph in own] for own in graphs]
     # Lone residues without a template are not worth a search through patches, which takes long.
     covered = [k for k, names in enumerate(known) if len(names) > 1 or names[0]]
+    reasons: dict[int, str] = {}
     # What has no template as it is may have one with patches, which OpenMM finds.
     system, record, types, _ = _created(atoms, kinds, known, covered, force_field)
     if system is None:
-        alone = {k: _created(atoms, kinds, known, [k], force_field)[0]
-                 for k in covered if not all(known[k])}  # fmt: skip
-        covered = [k for k in covered if alone.get(k, True) is not None]
+        for k in [k for k in covered if not all(known[k])]:
+            alone, *_, why = _created(atoms, kinds, known, [k], force_field)
+            if alone is None:
+                covered.remove(k)
+                reasons[k] = why
         system, record, types, why = _created(atoms, kinds, known, covered, force_field)
         if system is None:
             raise ForceFieldError(f"force field {name} ({', '.join(files)}): {why}")
@@ -226,7 +232,7 @@ def _assign(
                for graph in lone for rival in templates.rivals(graph)}  # fmt: skip
     result = Assignment(
         name, files, own, others, renamed(atoms, own, chosen, record, templates),
-        _missing(atoms, kinds, known, covered), force_field, openmm_topology(atoms, own),
+        _missing(atoms, kinds, covered, reasons), force_field, openmm_topology(atoms, own),
         {i: t for i, t in enumerate(chosen) if t}, types, system,
         file_of([*residues, *settled.values()]),
         tuple(g.name for g in lone if templates.template_of(g) != g.name),
@@ -235,14 +241,19 @@ def _assign(
     return result
 
 
-def _missing(atoms, kinds, known, covered) -> dict[str, int]:
+def _missing(
+    atoms: AtomTable, kinds: list[Kind], covered: list[int], reasons: dict[int, str]
+) -> dict[str, int]:
     """Residues that keep a molecule from being covered, with their number."""
     missing: Counter[str] = Counter()
-    for k in set(range(len(kinds))) - set(covered):
-        names = atoms.resnames[kinds[k].first[kinds[k].starts]].tolist()
-        without = [n for n, t in zip(names, known[k], strict=True) if not t] or names
-        for resname in without:
-            missing[resname] += len(kinds[k].atoms)
+    for k in sorted(set(range(len(kinds))) - set(covered)):
+        kind = kinds[k]
+        found = _CULPRIT.search(reasons.get(k, ""))
+        row = kind.first[kind.starts[int(found[1]) if found else 0]]
+        label = str(atoms.resnames[row])
+        if found:
+            label += f" {atoms.resids[row]} of a chain ({found[2].strip()})"
+        missing[label] += len(kind.atoms)
     return dict(missing)
 
 

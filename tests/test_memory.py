@@ -1,0 +1,72 @@
+"""Memory is what was asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from mdbackmap import memory
+from mdbackmap.cli.common import bytes_of
+from mdbackmap.errors import MemoryLimitError
+
+from helpers_io import GRO, MEMBRANE, TPR, XTC, fails
+
+PEAK = """
+import json, resource, sys
+sys.argv = {words!r}
+from mdbackmap.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    print(json.dumps([stop.code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def test_chunks_shrink_until_nothing_fits():
+    n_beads, n_atoms = 10_000, 40_000
+    frame = memory.needed(n_beads, n_atoms, 0)
+    assert memory.chunk_size(n_beads, n_atoms, 1e12, 256) == 256
+    assert memory.chunk_size(n_beads, n_atoms, frame + 100 * memory.PER_BEAD_IN_CHUNK, 256) == 100
+    least = memory.needed(n_beads, n_atoms, memory.SMALLEST_CHUNK)
+    assert memory.chunk_size(n_beads, n_atoms, least, 256) == memory.SMALLEST_CHUNK
+    with pytest.raises(MemoryLimitError, match="10000 beads take about 568 MB in every process"):
+        memory.chunk_size(n_beads, n_atoms, least - 1, 256)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4e9), ("500M", 5e8), ("1.5 GB", 1.5e9), ("2GiB", 2 * 2**30), ("1e9", None),
+     ("0", None), ("-1G", None), ("4X", None), ("G", None), ("123456789", 123456789.0)],
+)  # fmt: skip
+def test_sizes(text, size):
+    if size is None:
+        with pytest.raises(click.BadParameter, match="expected a size such as 4G"):
+            bytes_of(None, None, text)
+    else:
+        assert bytes_of(None, None, text) == size
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(weights, tmp_path):
+    words = ["convert", XTC, "-s", TPR, "-o", tmp_path / "aa.xtc", "--model", weights]
+    said = fails(*words, "--max-memory", "100M")
+    assert "166 beads take about 493 MB in every process, but only 100 MB are allowed" in said
+    assert not list(tmp_path.glob("aa*"))
+    said = fails(*words, "--max-memory", "1.2G", "--jobs", 2)
+    assert "but only 400 MB are allowed for one" in said
+    assert "give one" in fails(*words, "--max-memory", "1G", "--chunk-size", 9, code=2)
+
+
+@pytest.mark.slow
+def test_a_conversion_stays_below_the_limit(tmp_path):
+    words = ["mdbackmap", "convert", MEMBRANE, "-s", GRO, "-o", tmp_path / "aa.xtc", "--max-memory",
+             "520M", "--threads", 1]  # fmt: skip
+    script = PEAK.format(words=[str(word) for word in words])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    code, peak = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    assert peak < 1.1 * 520e6
