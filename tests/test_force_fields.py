@@ -330,3 +330,11 @@ def test_errors(many: AtomTable, tmp_path: Path) -> None:
     broken.write_text("<ForceField><Residues>")
     with pytest.raises(InputFileError, match=r"broken\.xml: no force field"):
         assign(many, "amber14", [broken])
+
+
+def test_what_is_wrong_with_a_chain_is_said(peptide: tuple[System, np.ndarray]) -> None:
+    """The structure ends without its second oxygen."""
+    found = assign(all_atoms(peptide[0]), "amber14")
+    ((label, count),) = found.missing.items()
+    assert label.startswith("THR 12 of a chain (")
+    assert count == 1
