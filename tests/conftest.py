@@ -20,7 +20,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,17 @@ from helpers_io import DATA, GRO, MEMBRANE, TPR, XTC, ok, save
 def _one_thread() -> None:
     # Arrays of tests are small: threads would only wait for one another.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    # The command line sets loggers up for its process; a test must not do so for the next.
+    loggers = [logging.getLogger(name) for name in ("mdbackmap", "py.warnings")]
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    yield
+    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        log.handlers[:], log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

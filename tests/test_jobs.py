@@ -111,8 +111,7 @@ def test_errors_of_workers_arrive_as_they_are(cluster, folder, weights):
     assert "frames are done and kept in" in caught.value.__notes__[-1]
 
 
-def test_warnings_of_workers_are_heard_here(cluster, folder, weights, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("mdbackmap"), "propagate", True)
+def test_warnings_of_workers_are_heard_here(cluster, folder, weights, caplog):
     job = Loud(folder / "aa.xtc")
     with caplog.at_level("INFO"):
         list(parallel._run(cluster, job, [0, 1], lambda n: None))
