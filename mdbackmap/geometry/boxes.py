@@ -6,6 +6,8 @@ exactly for distances below half the smallest height of the cell, which holds fo
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
@@ -54,6 +56,35 @@ def minimum_image(vectors: np.ndarray, box: np.ndarray | None) -> np.ndarray:
         return vectors
     shift = np.round(vectors @ np.linalg.inv(box))
     return vectors - shift @ box
+
+
+def with_images(
+    points: np.ndarray, box: np.ndarray | None, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put points into the cell and append the images within the cutoff of it.
+
+    Returns
+    -------
+    points : ndarray, shape=(n + images, 3), Å
+    owner : ndarray, shape=(n + images,), int64
+        The point each row is an image of; ``arange(n)`` first.
+    """
+    owner = np.arange(len(points))
+    if box is None:
+        return points, owner
+    inside = points @ np.linalg.inv(box)
+    inside -= np.floor(inside)
+    for axis, margin in enumerate(cutoff / heights(box)):
+        images, owners = [inside], [owner]
+        for step in range(1, 1 + math.ceil(margin)):
+            for way in (step, -step):
+                shifted = inside[:, axis] + way
+                close = np.flatnonzero((shifted > -margin) & (shifted < 1 + margin))
+                images.append(inside[close])
+                images[-1][:, axis] = shifted[close]
+                owners.append(owner[close])
+        inside, owner = np.concatenate(images), np.concatenate(owners)
+    return inside @ box, owner
 
 
 class Unwrapper:

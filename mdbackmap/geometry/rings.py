@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from mdbackmap.geometry.boxes import heights, minimum_image, spanning_tree
+from mdbackmap.geometry.boxes import heights, minimum_image, spanning_tree, with_images
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import ContactRules
 from mdbackmap.geometry.idealise import Idealiser, Pairs
@@ -214,35 +214,6 @@ def _about(
         grid = grid | np.roll(grid, 1, axis) | np.roll(grid, -1, axis)
     inside[inside] = grid[cell(share[inside])]
     return inside
-
-
-def with_images(
-    points: np.ndarray, box: np.ndarray | None, cutoff: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put points into the cell and append the images within the cutoff of it.
-
-    Returns
-    -------
-    points : ndarray, shape=(n + images, 3), Å
-    owner : ndarray, shape=(n + images,), int64
-        The point each row is an image of; ``arange(n)`` first.
-    """
-    owner = np.arange(len(points))
-    if box is None:
-        return points, owner
-    inside = points @ np.linalg.inv(box)
-    inside -= np.floor(inside)
-    for axis, margin in enumerate(cutoff / heights(box)):
-        for step, close in ((1, inside[:, axis] < margin), (-1, inside[:, axis] > 1 - margin)):
-            if step == 1:
-                low, low_owner = inside[close], owner[close]
-                low[:, axis] += 1
-            else:
-                high, high_owner = inside[close], owner[close]
-                high[:, axis] -= 1
-        inside = np.concatenate([inside, low, high])
-        owner = np.concatenate([owner, low_owner, high_owner])
-    return inside @ box, owner
 
 
 def _crosses(start: np.ndarray, along: np.ndarray, corner: np.ndarray) -> np.ndarray:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from vesin import NeighborList
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from mdbackmap.geometry.boxes import with_images
 
 RELATIONS = (
     "other", "same residue", "next residue", "previous residue", "bridged residue",
@@ -53,9 +56,15 @@ def find_pairs(
     first, second : ndarray, shape=(m,), int64
     vectors : ndarray, shape=(m, 3), float32, Å
     """
-    first, second, vectors = _pairs(positions, box, cutoff, both_ways=True)
-    order = np.argsort(first * len(positions) + second, kind="stable")
-    return first[order], second[order], vectors[order].astype(np.float32)
+    first, second, vectors = _half_of_pairs(positions, box, cutoff, own_images=True)
+    # A pair of a point with an image of itself is there both ways already.
+    other = np.flatnonzero(first != second)
+    back = second[other], first[other], -vectors[other]
+    first, second, vectors = (
+        np.concatenate(both) for both in zip((first, second, vectors), back, strict=True)
+    )
+    order = _stable_order(first, len(positions))
+    return first.take(order), second.take(order), vectors.take(order, axis=0)
 
 
 def close_pairs(
@@ -66,23 +75,31 @@ def close_pairs(
     Parameters and returns as in `find_pairs`. Pairs of a point with an image of itself are left
     out.
     """
-    first, second, vectors = _pairs(positions, box, cutoff, both_ways=False)
-    turned = first > second
-    vectors = np.where(turned[:, None], -vectors, vectors).astype(np.float32)
-    first, second = np.minimum(first, second), np.maximum(first, second)
-    keep = first != second
-    return first[keep], second[keep], vectors[keep]
+    return _half_of_pairs(positions, box, cutoff, own_images=False)
 
 
-def _pairs(
-    positions: np.ndarray, box: np.ndarray | None, cutoff: float, *, both_ways: bool
+def _half_of_pairs(
+    positions: np.ndarray, box: np.ndarray | None, cutoff: float, *, own_images: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    cell = np.zeros((3, 3)) if box is None else np.asarray(box, dtype=np.float64)
-    first, second, vectors = NeighborList(cutoff=cutoff, full_list=both_ways, sorted=False).compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=cell, periodic=box is not None, quantities="ijD",
-    )  # fmt: skip
-    return first.astype(np.int64), second.astype(np.int64), vectors
+    """Pairs with ``first`` < ``second``, and with ``own_images`` those of a point with its own."""
+    n = len(positions)
+    points, owner = with_images(np.asarray(positions, dtype=np.float64), box, cutoff)
+    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    here, there = tree.query_pairs(cutoff, output_type="ndarray").T
+    second = owner.take(there)
+    # A pair across a face is met twice, once from either side.
+    kept = np.flatnonzero((here < n) & (here < second + own_images))
+    here, there = here.take(kept), there.take(kept)
+    vectors = points.take(there, axis=0)
+    vectors -= points.take(here, axis=0)
+    return here, second.take(kept), vectors.astype(np.float32)
+
+
+def _stable_order(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Return what sorts numbers below ``most``, by counting them."""
+    ones = np.ones(len(numbers), dtype=np.int8)
+    shape = len(numbers), most
+    return sparse.csr_array((ones, numbers, np.arange(len(numbers) + 1)), shape).tocsc().indices
 
 
 def relations(

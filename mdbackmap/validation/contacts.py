@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 
 from mdbackmap.errors import StructureError
 from mdbackmap.geometry import rings
+from mdbackmap.geometry.boxes import with_images
 from mdbackmap.mapping.system import System
 
 MOST_NEIGHBOURS = 50
@@ -65,7 +66,7 @@ def close_pairs(
         More pairs than memory should hold: the points are no structure.
     """
     n = len(points)
-    points, owner = rings.with_images(points, box, cutoff)
+    points, owner = with_images(points, box, cutoff)
     tree = cKDTree(points)
     if tree.count_neighbors(tree, cutoff) > MOST_NEIGHBOURS * len(points):
         raise StructureError(
