@@ -333,9 +333,7 @@ def test_frames_that_fail_are_left_out(insulin_system, tmp_path):
         return Frame(np.full((insulin_system.n_atoms, 3), k, np.float32), TRICLINIC, 10.0 * k, k)
 
     universe = blank_universe(insulin_system)
-    done = write_frames(
-        range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb"
-    )
+    done = write_frames(range(4), read, work, universe, tmp_path / "aa.xtc", tmp_path / "aa.pdb")
     assert (done.written, done.failed) == (2, 2)
     assert done.messages == ["frame 0: no", "frame 2: no"]
     found = load(tmp_path / "aa.pdb", tmp_path / "aa.xtc")

@@ -20,6 +20,7 @@ from mdbackmap.training.dataset import Sample
 class Batch:
     """Inputs of the network, then what the losses compare with. Shapes as in `Sample`."""
 
+    name: str
     inputs: tuple[Tensor, ...]
     beads: Tensor
     anchors: Tensor
@@ -224,6 +225,7 @@ def make_batch(
 
     t = torch.from_numpy
     return Batch(
+        name=sample.name,
         inputs=(
             t(sample.bead_key), t(names[sample.bead_residue]),
             torch.full((sample.n_beads,), told), t(near.index), t(near.vectors),

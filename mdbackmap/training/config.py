@@ -109,6 +109,10 @@ class TrainConfig(_Strict):
     )  # fmt: skip
     compile: bool = Field(False, description="Compile the network (needs a C++ compiler).")
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch finds.")
+    workers: int = Field(
+        0, ge=0, description="Processes that prepare steps ahead; a GPU waits for one alone. A run "
+        "with them cannot be repeated to the last digit.",
+    )  # fmt: skip
     device: str = Field("cpu", description="cpu or cuda.")
     seed: int = Field(1, description="Seed of weights, order and noise.")
     for_mapped_beads: str = Field(

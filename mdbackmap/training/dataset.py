@@ -23,6 +23,8 @@ from mdbackmap.mapping.system import System
 FORMAT = 1
 ATOM_STEP = 0.01
 """Å per unit of a stored atom offset."""
+BEAD_STEP = 2**-9
+"""Å to which bead positions are rounded; short numbers compress."""
 
 _PER_BEAD = {"bead_key": np.int16, "bead_residue": np.int32, "bead_position": np.float32}
 _PER_RESIDUE = {"residue_name": np.int16, "next_residue": np.int32, "bridge": np.int32}
@@ -32,7 +34,8 @@ _PER_ATOM = {
 }  # fmt: skip
 _TERMS = ("bonds", "angles", "volumes", "torsions")
 _DAMAGE = (
-    ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 SWAPS = 4
 """Swaps of equivalent names a residue may have."""
@@ -121,6 +124,7 @@ class Builder:
             Atoms without a position, or molecules that are not whole.
         """
         beads = system.map_positions(positions) if beads is None else beads
+        beads = np.round(beads / BEAD_STEP) * BEAD_STEP
         offset = (positions - beads[system.atom_bead]) / ATOM_STEP
         if not np.isfinite(offset).all():
             raise StructureError(f"{name}: atoms without a position; complete residues are needed")
@@ -203,14 +207,16 @@ class Builder:
             "kinds": self.kinds, "note": note, "simulated": self.simulated,
         }  # fmt: skip
         part = Path(f"{path}.part")
-        with part.open("wb") as handle:
-            np.savez_compressed(
-                handle,
-                header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-                boxes=np.array(self.boxes, dtype=np.float32),
-                **arrays,
-                **{f"size_{column}": size for column, size in sizes.items()},
-            )
+        arrays |= {
+            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+            "boxes": np.array(self.boxes, dtype=np.float32),
+            **{f"size_{column}": size for column, size in sizes.items()},
+        }
+        # As numpy.savez_compressed writes it, but a third smaller; numpy.load reads both.
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_BZIP2) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as handle:
+                    np.lib.format.write_array(handle, array, allow_pickle=False)
         part.replace(path)
 
     @staticmethod
@@ -251,13 +257,15 @@ class PreparedSet:
     def __init__(self, path: str | Path) -> None:
         self.source = str(path)
         try:
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            handle = open(path, "rb")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise InputFileError(f"{path}: cannot be read ({error.strerror}); training sets are "
+                                 "made with 'mdbackmap prepare'") from error  # fmt: skip
+        try:
+            with handle, np.load(handle, allow_pickle=False) as archive:
                 self._columns = {key: archive[key] for key in archive.files}
             header = json.loads(self._columns.pop("header").tobytes())
             version = header["format"]
-        except OSError as error:
-            raise InputFileError(f"{path}: cannot be read ({error.strerror or error}); training "
-                                 "sets are made with 'mdbackmap prepare'") from error  # fmt: skip
         except _DAMAGE as error:
             raise StructureError(f"{path}: is no training set, or a damaged one ({error}); make "
                                  "one with 'mdbackmap prepare'") from error  # fmt: skip

@@ -20,17 +20,12 @@ from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
 from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
-from mdbackmap.training.batches import (
-    Batch,
-    far_apart,
-    make_batch,
-    random_piece,
-    surround,
-)
+from mdbackmap.training.batches import Batch, make_batch, random_piece
 from mdbackmap.training.config import TrainConfig
 from mdbackmap.training.dataset import PreparedSet, Sample
 from mdbackmap.training.losses import best_names, loss_terms
 from mdbackmap.training.optimizer import Optimizer
+from mdbackmap.training.sources import Draws, Source
 
 STATE = "state.pt"
 LOG = "log.csv"
@@ -92,38 +87,6 @@ class HeldOut:
 
     samples: list[Sample]
     simulated: bool
-
-
-class Source:
-    """Endless random training pieces of one prepared set."""
-
-    def __init__(self, data: PreparedSet, vocabulary: Vocabulary, batch_beads: int) -> None:
-        self.samples = [vocabulary.translate(data, sample) for sample in data]
-        sizes = np.minimum(data.n_beads(), batch_beads)
-        self.odds = sizes / sizes.sum()
-        self.batch_beads = batch_beads
-        self.simulated = data.simulated
-
-    def one(self, rng: np.random.Generator) -> Sample:
-        """Return one system or a piece of a large one."""
-        return random_piece(
-            self.samples[rng.choice(len(self.samples), p=self.odds)], self.batch_beads, rng
-        )
-
-    def draw(self, rng: np.random.Generator, others: list[Source]) -> Sample:
-        """Return one batch worth of beads; small systems are put beside pieces of ``others``."""
-        sample = self.one(rng)
-        if sample.n_beads > self.batch_beads // 4 and not others:
-            return sample
-        pieces, total = [], 0
-        while total < self.batch_beads // 2 and len(pieces) < 24:
-            if others and rng.random() < 0.7:
-                source = others[rng.integers(len(others))]
-                sample = surround(sample, source.one(rng), rng)
-            pieces.append(sample)
-            total += sample.n_beads
-            sample = self.one(rng)
-        return far_apart(pieces)
 
 
 def bead_distances(
@@ -189,15 +152,13 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.rng = np.random.default_rng(config.seed)
         sets = [PreparedSet(source.path) for source in config.data]
         self.vocabulary = Vocabulary(sets)
         self.sources = [Source(s, self.vocabulary, config.batch_beads) for s in sets]
-        self.shares = np.array([s.share for s in config.data])
-        self.shares = self.shares / self.shares.sum()
         self.checks = self._held_out("validation", config.validation)
         self.tests = self._held_out("test", config.test)
         self.encoder = EncoderConfig(**config.network.model_dump())
+        self.draws = Draws(config, self.sources, self.encoder)
         self.network = self._fresh().to(config.device)
         self.average = self._fresh().to(config.device)
         if config.start_from:
@@ -233,9 +194,7 @@ class Trainer:
         v = self.vocabulary
         return HierarchicalVectors(self.encoder, len(v.beads), len(v.residues), len(v.atoms))
 
-    def _take_from(
-        self, path: Path, network: HierarchicalVectors, share: float = 1.0
-    ) -> None:
+    def _take_from(self, path: Path, network: HierarchicalVectors, share: float = 1.0) -> None:
         """Mix in weights that fit, or copy them; rows of embeddings are matched by key."""
         old = checkpoint.load(path)
         if old.network.encoder.config != self.encoder:
@@ -272,6 +231,7 @@ class Trainer:
         """
         self.output.mkdir(parents=True, exist_ok=True)
         self._resume()
+        self._batches = self.draws.begin(self.config.seed, self.step)
         network = torch.compile(self.network, dynamic=True) if self.config.compile else self.network
         budget, most = self.config.minutes * 60, self.config.steps or math.inf
         next_check = self.spent + min(60.0, self.config.validate_every * 60)
@@ -284,7 +244,7 @@ class Trainer:
                 count += bool(terms)
                 self.spent = time.monotonic() - began
                 if self.spent >= min(next_check, budget) or self.step >= most:
-                    self._check({name: value / count for name, value in sums.items()})
+                    self._check({name: float(value) / count for name, value in sums.items()})
                     sums, count = {}, 0
                     # Evaluation costs time too, but not training time.
                     began = time.monotonic() - self.spent
@@ -295,16 +255,9 @@ class Trainer:
             raise
         return self.finish()
 
-    def _step(self, network: torch.nn.Module, progress: float) -> dict[str, float]:
+    def _step(self, network: torch.nn.Module, progress: float) -> dict[str, torch.Tensor]:
         config = self.config
-        which = self.rng.choice(len(self.sources), p=self.shares)
-        others = []
-        if config.data[which].surround:
-            others = [s for s, d in zip(self.sources, config.data, strict=True) if not d.surround]
-        sample = self.sources[which].draw(self.rng, others)
-        told = SIMULATED_NOISE if self.sources[which].simulated else None
-        batch = make_batch(sample, self.encoder, config.noise, self.rng,
-                           config.forget_residue, told=told).to(config.device)  # fmt: skip
+        batch = next(self._batches).to(config.device)
         warm_up = min(WARM_UP, 1 + config.steps // 10) if config.steps else WARM_UP
         warm = min(1.0, (self.step + 1) / warm_up)
         falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -316,7 +269,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.step += 1
         if not torch.isfinite(norm):
-            self._skip(sample)
+            self._skip(batch.name)
             return {}
         self.bad_steps = 0
         self.optimizer.step()
@@ -324,14 +277,14 @@ class Trainer:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
-        return {name: float(value.detach()) for name, value in terms.items()}
+        return {name: value.detach() for name, value in terms.items()}
 
-    def _skip(self, sample: Sample) -> None:
+    def _skip(self, name: str) -> None:
         self.bad_steps += 1
         if self.bad_steps >= MAX_BAD_STEPS:
             raise ConfigError(
                 f"step {self.step}: the loss has been no number for {self.bad_steps} steps, last "
-                f"on {sample.name}; lower 'learning_rate' and start again from "
+                f"on {name}; lower 'learning_rate' and start again from "
                 f"{self.output / 'best.safetensors'} ('start_from')"
             )
 
@@ -464,7 +417,6 @@ class Trainer:
                 f"{path}: is damaged or of another configuration; remove the folder or choose "
                 "another 'output'"
             ) from error
-        self.rng = np.random.default_rng([self.config.seed, self.step])
         self.say(f"going on from {path} at {self.spent / 60:.1f} minutes, step {self.step}")
 
     def finish(self) -> dict[str, float]:
