@@ -37,7 +37,7 @@ _DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
     zlib.error,
 )  # fmt: skip
-SWAPS = 4
+SWAPS = 8
 """Swaps of equivalent names a residue may have."""
 
 
@@ -131,18 +131,12 @@ class Builder:
         if np.abs(offset).max(initial=0) > 32000:
             raise StructureError(f"{name}: an atom is more than 320 Å from its bead; are the "
                                  "molecules whole?")  # fmt: skip
-        self.names.append(name)
-        kinds = system.residue_kinds
-        self.kinds.append(str(kinds[0]))
-        self.boxes.append(np.zeros((3, 3)) if box is None else np.asarray(box))
         bridge = np.full(len(system.next_residue), -1)
         for i, j in system.bridges:
             bridge[i], bridge[j] = j, i
         bead_table = np.array([self._code(self.beads, key) for key in system.bead_keys])
         atom_table = np.array([self._code(self.atoms, key) for key in system.atom_keys])
         residue_table = np.array([self._code(self.residues, t.residue) for t in system.templates])
-        for template in system.templates:
-            self.digests[template.residue] = template.placement
         swap = np.zeros((system.n_atoms, SWAPS), dtype=np.int64)
         start = np.concatenate([[0], np.cumsum([system.templates[t].n_atoms
                                                 for t in system.residue_template])])  # fmt: skip
@@ -170,8 +164,10 @@ class Builder:
             "offset": np.round(offset),
             "swap": swap,
         }
-        for column, dtype in {**_PER_BEAD, **_PER_RESIDUE, **_PER_ATOM}.items():
-            self._put(column, values[column], dtype)
+        pieces = {
+            column: _packed(column, values[column], dtype)
+            for column, dtype in {**_PER_BEAD, **_PER_RESIDUE, **_PER_ATOM}.items()
+        }
         terms = system.constraints
         for term, scale, ideal in (
             ("bonds", 1000, terms.bond_length), ("angles", 10, terms.angle),
@@ -183,8 +179,16 @@ class Builder:
             # Differences compress far better than running numbers.
             packed = np.diff(index, axis=1, prepend=0)
             packed[1:, 0] -= index[:-1, 0]
-            self._put(term, packed, np.int32)
-            self._put(f"{term}_ideal", np.round(ideal[order] * scale), np.int16)
+            pieces[term] = _packed(term, packed, np.int32)
+            ideals = f"{term}_ideal"
+            pieces[ideals] = _packed(ideals, np.round(ideal[order] * scale), np.int16)
+        # Nothing is kept of a system that is refused.
+        for column, values in pieces.items():
+            self.columns.setdefault(column, []).append(values)
+        self.names.append(name)
+        self.kinds.append(str(system.residue_kinds[0]))
+        self.boxes.append(np.zeros((3, 3)) if box is None else np.asarray(box))
+        self.digests |= {template.residue: template.placement for template in system.templates}
 
     def save(self, path: str | Path, note: str = "") -> None:
         """Write the file, which appears when complete; ``note`` says where the data came from.
@@ -223,13 +227,14 @@ class Builder:
     def _code(table: dict[str, int], key: str) -> int:
         return table.setdefault(key, len(table))
 
-    def _put(self, column: str, values: np.ndarray, dtype: type) -> None:
-        if np.issubdtype(dtype, np.integer) and len(values):
-            limits = np.iinfo(dtype)
-            if values.min() < limits.min or values.max() > limits.max:
-                raise StructureError(f"{column}: {values.min():g} to {values.max():g} does not fit "
-                                     f"the {limits.bits} bits it is kept in")  # fmt: skip
-        self.columns.setdefault(column, []).append(values.astype(dtype))
+
+def _packed(column: str, values: np.ndarray, dtype: type) -> np.ndarray:
+    if np.issubdtype(dtype, np.integer) and len(values):
+        limits = np.iinfo(dtype)
+        if values.min() < limits.min or values.max() > limits.max:
+            raise StructureError(f"{column}: {values.min():g} to {values.max():g} does not fit the "
+                                 f"{limits.bits} bits it is kept in")  # fmt: skip
+    return values.astype(dtype)
 
 
 class PreparedSet:
@@ -320,6 +325,8 @@ class PreparedSet:
                            "atom_key", "atom_bead", "anchor", "level", "atom_residue")
         }  # fmt: skip
         swap = self._get("swap", k).astype(np.int64)
+        # Older files have room for fewer.
+        swap = np.pad(swap, [(0, 0), (0, SWAPS - swap.shape[1])])
         return Sample(
             name=self.names[k],
             kind=self.kinds[k],
