@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mdbackmap.errors import FrameError, ModelError, listing
+from mdbackmap.errors import ConfigError, FrameError, ModelError, listing
 from mdbackmap.geometry.bead_bonds import lengths_by_kind, unlike
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.contacts import REACH, ContactRules
@@ -34,6 +34,7 @@ from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.library import DEFAULT_MODEL, shipped
 from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, place_parts
+from mdbackmap.solvent import SolventPlacer
 from mdbackmap.structure import AtomTable
 from mdbackmap.tails import Tails
 from mdbackmap.validation.measures import torsions
@@ -61,6 +62,7 @@ SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
 """Å; a coordinate beyond is as good as no number."""
+SOLVENT = ("keep", "drop")
 BEADS_PER_THREAD, ATOMS_PER_THREAD = 300, 100_000
 """Below, one more CPU thread costs more than it helps (250 times more beside a busy process)."""
 
@@ -100,6 +102,9 @@ class Options:
         Minimise every frame, restrained, until no force exceeds ``max_force`` (kJ/mol/nm).
     keep : str or Path, optional
         A file with an atomistic structure, laid onto its beads instead of predicted.
+    solvent : str
+        ``keep``: water and ions of the input come back as atoms, behind all others; ``drop``: they
+        are left out. Whoever lays out the system asks for this.
     """
 
     chunk_size: int = CHUNK_SIZE
@@ -116,6 +121,11 @@ class Options:
     relax: bool = False
     max_force: float = 500.0
     keep: str | Path | None = None
+    solvent: str = "keep"
+
+    def __post_init__(self) -> None:
+        if self.solvent not in SOLVENT:
+            raise ConfigError(f"solvent '{self.solvent}': expected {' or '.join(SOLVENT)}")
 
 
 class Backmapper:
@@ -181,7 +191,7 @@ class Backmapper:
     def protonate(self, states: Protonation | None) -> None:
         """Go on with other protonation states; None: with heavy atoms only."""
         self.protonation = states
-        for name in ("all_atoms", "hydrogen_placer", "stage"):
+        for name in ("all_atoms", "hydrogen_placer", "solvent_placer", "_placed", "stage"):
             self.__dict__.pop(name, None)
 
     @functools.cached_property
@@ -199,12 +209,25 @@ class Backmapper:
         """What the answer holds: all atoms, or heavy atoms only. Settled by `inspect`."""
         return self.stage.atoms if self.stage else self._placed[0]
 
-    @property
+    @functools.cached_property
+    def solvent_placer(self) -> SolventPlacer:
+        """What places water and ions; of use only where there are some."""
+        atoms = self.all_atoms.table if self.protonation else self.layout.atoms
+        return SolventPlacer(self.layout.solvent, atoms, hydrogens=bool(self.protonation),
+                             seed=self.options.seed)  # fmt: skip
+
+    @functools.cached_property
     def _placed(self) -> tuple[AtomTable, np.ndarray]:
-        """What is placed, as mappings name it, and where the heavy atoms are in it."""
+        """What is placed, as mappings name it, and where the heavy atoms are in it.
+
+        Water and ions are at the end, and not among the heavy atoms.
+        """
+        atoms, heavy = self.layout.atoms, np.arange(self.layout.n_atoms)
         if self.protonation:
-            return self.all_atoms.table, self.all_atoms.heavy
-        return self.layout.atoms, np.arange(self.layout.n_atoms)
+            atoms, heavy = self.all_atoms.table, self.all_atoms.heavy
+        if self.layout.solvent:
+            atoms = self.layout.solvent.behind(atoms, hydrogens=bool(self.protonation))
+        return atoms, heavy
 
     @functools.cached_property
     def stage(self) -> Stage | None:
@@ -426,8 +449,8 @@ class Backmapper:
 
         Parameters
         ----------
-        beads : ndarray, shape=(n_beads, 3), Å
-            Beads of the system in its order, in any image.
+        beads : ndarray, shape=(n, 3), Å
+            Beads of the system in the order of its ``file_beads``, in any image.
         box : ndarray, shape=(3, 3), Å, or None
         frame : int
             Number of the frame, for messages.
@@ -445,11 +468,15 @@ class Backmapper:
         # A copy: the caller's array may be read-only, or change.
         beads = np.array(beads, dtype=np.float32)
         self._check(beads, box, frame)
+        beads, solvent = np.split(beads, [self.layout.n_beads])
         whole = self.unwrap(beads, box)
         atoms = heavy = self._heavy_atoms(whole, box, frame)
         if self.protonation:
             near = Nearby(*close_pairs(heavy, box, HYDROGEN_REACH))
             atoms = self.all_atoms.join(heavy, self.hydrogen_placer(heavy, near))
+        if len(solvent):
+            with _threads(len(solvent) // BEADS_PER_THREAD):
+                atoms = np.concatenate([atoms, self.solvent_placer(solvent, atoms, box)])
         return self.stage(atoms, whole, box, frame) if self.stage else atoms
 
     def _heavy_atoms(self, whole: np.ndarray, box: np.ndarray | None, frame: int) -> np.ndarray:
@@ -497,18 +524,15 @@ class Backmapper:
         return place_parts(self._parts, beads, box, self.noise, self.system.n_atoms)
 
     def _check(self, beads: np.ndarray, box: np.ndarray | None, frame: int) -> None:
-        if beads.shape != (self.system.n_beads, 3):
+        n = len(self.layout.file_beads)
+        if beads.shape != (n, 3):
             raise FrameError(
-                f"frame {frame}: positions of shape {beads.shape}, expected "
-                f"({self.system.n_beads}, 3): one row per bead of the system"
+                f"frame {frame}: positions of shape {beads.shape}, expected ({n}, 3): one row per "
+                "bead of the system"
             )
         bad = np.flatnonzero(~(np.abs(beads) < FAR).all(axis=1))
         if len(bad):
-            table = self.system.beads
-            rows = [
-                f"{table.resnames[i]} {table.resids[i]} {table.names[i]}: {beads[i].tolist()}"
-                for i in bad
-            ]
+            rows = [f"{self._name(i)}: {beads[i].tolist()}" for i in bad.tolist()]
             raise FrameError(
                 f"frame {frame}: {len(bad)} beads have no usable position\n{listing(rows, 5)}"
             )
@@ -518,6 +542,13 @@ class Backmapper:
                 f"with at least {SMALLEST_BOX:g} Å between opposite faces are expected\n"
                 "  Hint: a structure without a box has none (dimensions = None)."
             )
+
+    def _name(self, bead: int) -> str:
+        """What a bead of the file is called."""
+        table = self.layout.beads
+        if bead >= len(table):
+            bead, table = bead - len(table), self.layout.solvent.beads
+        return f"{table.resnames[bead]} {table.resids[bead]} {table.names[bead]}"
 
 
 def fitting_model(system: System) -> str | None:

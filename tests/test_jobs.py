@@ -18,7 +18,7 @@ from mdbackmap.io import segments
 from mdbackmap.io.conversion import backmap
 from mdbackmap.io.segments import folder_of
 
-from helpers_io import TPR, XTC, fails, load, ok
+from helpers_io import DRY, TPR, XTC, fails, load, ok
 
 distributed = pytest.importorskip("distributed")
 from mdbackmap.io import parallel  # noqa: E402
@@ -43,7 +43,7 @@ def short_segments(monkeypatch):
 def straight(weights, tmp_path_factory):
     """The trajectory of ``folder``, converted by one process."""
     out = tmp_path_factory.mktemp("straight") / "aa.xtc"
-    backmap(XTC, out, weights, topology=TPR, hydrogens=False)
+    backmap(XTC, out, weights, topology=TPR, **DRY)
     return out
 
 
@@ -66,7 +66,7 @@ class Kill:
 
 def test_a_cluster_gives_the_same_file(cluster, folder, weights, straight):
     ticks = []
-    done = backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=cluster,
+    done = backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=cluster,
                    tick=lambda *now: ticks.append(now))  # fmt: skip
     assert done.outcome.written == 31
     assert (folder / "aa.xtc").read_bytes() == straight.read_bytes()
@@ -84,7 +84,7 @@ def _plugins(client):
 
 
 def test_every_worker_takes_part_and_loads_once(cluster, folder, weights):
-    backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=cluster)
+    backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=cluster)
     log = cluster.run(lambda dask_worker: dask_worker.state.executed_count)
     assert min(log.values()) > 2
 
@@ -92,7 +92,7 @@ def test_every_worker_takes_part_and_loads_once(cluster, folder, weights):
 def test_a_worker_is_killed_in_the_middle(cluster, folder, weights, straight):
     before = set(pids(cluster))
     kill = Kill(cluster, [6, 16])
-    done = backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=cluster,
+    done = backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=cluster,
                    tick=kill)  # fmt: skip
     assert not kill.left
     assert done.outcome.written == 31
@@ -107,7 +107,7 @@ def test_errors_of_workers_arrive_as_they_are(cluster, folder, weights):
     damaged[start + 4 : start + 8] = b"\xff" * 4
     (folder / "cg.xtc").write_bytes(bytes(damaged))
     with pytest.raises(OSError, match="frame 20 of 31 cannot be read") as caught:
-        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=cluster)
+        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=cluster)
     assert "frames are done and kept in" in caught.value.__notes__[-1]
 
 
@@ -201,18 +201,18 @@ def test_unfinished_work_of_one_process_is_finished_by_many(cluster, folder, wei
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=first,
+            backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=first,
                     tick=stop)  # fmt: skip
         with pytest.raises(OutputFileError, match="unfinished"):
-            backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=second)
-        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=second,
+            backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=second)
+        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=second,
                 resume=True)  # fmt: skip
         assert (folder / "aa.xtc").read_bytes() == straight.read_bytes()
         (folder / "aa.xtc").unlink()
 
 
 JOBS = [sys.executable, "-m", "mdbackmap", "convert", str(XTC), "-s", str(TPR), "--no-hydrogens",
-        "--jobs", "2"]  # fmt: skip
+        "--solvent", "drop", "--jobs", "2"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -253,6 +253,6 @@ def test_threads_of_one_worker_take_turns(folder, weights, straight):
         distributed.Client(local) as client,
     ):  # fmt: skip
         before = torch.get_num_threads()
-        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, hydrogens=False, client=client)
+        backmap(folder / "cg.xtc", folder / "aa.xtc", weights, **DRY, client=client)
         torch.set_num_threads(before)
     assert (folder / "aa.xtc").read_bytes() == straight.read_bytes()

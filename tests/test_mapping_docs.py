@@ -49,7 +49,7 @@ def test_examples_are_read(number, tmp_path: Path):
     path.write_text(text)
     template = Library.load([path]).templates[0]
     assert template.source == str(path)
-    assert template.n_atoms
+    assert template.n_atoms or template.spec.waters or template.ion
 
 
 def test_the_ligand_of_the_example(tmp_path: Path):

@@ -228,17 +228,17 @@ def test_convert_refuses_what_cannot_be(folder, weights):
 
 
 def test_a_carrier_settles_the_atoms(weights):
-    u = mdbackmap.carrier(TPR, XTC, ph=3.0, protonation={"HIS": "HID"})
+    u = mdbackmap.carrier(TPR, XTC, solvent="drop", ph=3.0, protonation={"HIS": "HID"})
     assert len(u.atoms) == 1231 + 5 + 6
     assert "HD1" in u.select_atoms("resname HIS").names
     u.trajectory.add_transformations(mdbackmap.Backmap(model=weights))
     assert np.isfinite(u.atoms.positions).all()
-    assert len(mdbackmap.carrier(TPR, XTC, hydrogens=False).atoms) == 602
+    assert len(mdbackmap.carrier(TPR, XTC, solvent="drop", hydrogens=False).atoms) == 602
 
 
 @pytest.mark.parametrize("options", [{"ph": 3.0}, {"hydrogens": False}, {"protonation": {}}])
 def test_a_transformation_cannot_change_the_atoms_of_a_carrier(weights, options):
-    u = mdbackmap.carrier(TPR, XTC)
+    u = mdbackmap.carrier(TPR, XTC, solvent="drop")
     with pytest.raises(StructureError, match=r"mdbackmap.carrier\(\)"):
         u.trajectory.add_transformations(mdbackmap.Backmap(model=weights, **options))
 

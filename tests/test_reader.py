@@ -41,7 +41,7 @@ def cg():
 
 @pytest.fixture
 def aa(cg, weights):
-    return mdbackmap.universe(cg, weights)
+    return mdbackmap.universe(cg, weights, solvent="drop")
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_a_copied_timestep_stays_what_it_was(aa, written):
 
 def test_two_readers_of_one_universe(cg, weights, written):
     cg.trajectory[6]
-    one = mdbackmap.universe(cg, weights)
-    two = mdbackmap.universe(cg, weights)
+    one = mdbackmap.universe(cg, weights, solvent="drop")
+    two = mdbackmap.universe(cg, weights, solvent="drop")
     for ts, other in zip(one.trajectory[:3], two.trajectory[5:2:-1], strict=True):
         close(ts.positions, written[ts.frame])
         close(other.positions, written[other.frame])
@@ -192,8 +192,8 @@ def test_the_users_universe_is_left_alone(cg, weights):
     cg.trajectory[2]
     cg.atoms.translate([5.0, 0.0, 0.0])
     before = cg.atoms.positions.copy()
-    mdbackmap.Backmap(cg, weights)
-    aa = mdbackmap.universe(cg, weights)
+    mdbackmap.Backmap(cg, weights, solvent="drop")
+    aa = mdbackmap.universe(cg, weights, solvent="drop")
     aa.trajectory[9]
     assert cg.trajectory.frame == 2
     np.testing.assert_array_equal(cg.atoms.positions, before)
@@ -221,7 +221,7 @@ def test_a_slice_runs_the_network_once_per_frame(aa, calls):
 def test_a_frame_that_fails_keeps_failing(cg, weights):
     memory = mda.Universe(cg._topology, positions(cg)[:3], to_guess=())
     memory.trajectory.coordinate_array[1] = np.nan
-    aa = mdbackmap.universe(memory, weights)
+    aa = mdbackmap.universe(memory, weights, solvent="drop")
     aa.trajectory[1]
     for _ in range(2):
         with pytest.raises(FrameError, match="frame 1: 166 beads have no usable position"):
@@ -283,7 +283,7 @@ def test_parallel_backends_agree_with_serial(aa, opened, backend):
 
 
 def test_carrier_with_a_transformation(weights, written):
-    u = mdbackmap.carrier(TPR, XTC)
+    u = mdbackmap.carrier(TPR, XTC, solvent="drop")
     with pytest.raises(StructureError, match="has no atoms yet"):
         _ = u.atoms.positions
     u.trajectory.add_transformations(mdbackmap.Backmap(model=weights), translate([1.0, 0.0, 0.0]))
@@ -294,7 +294,7 @@ def test_carrier_with_a_transformation(weights, written):
 
 @cloned
 def test_a_carrier_can_be_cloned(weights, written, clone):
-    empty = mdbackmap.carrier(TPR, XTC)
+    empty = mdbackmap.carrier(TPR, XTC, solvent="drop")
     other = clone(empty)
     other.trajectory.add_transformations(mdbackmap.Backmap(model=weights))
     again = clone(other)
@@ -306,7 +306,7 @@ def test_a_carrier_can_be_cloned(weights, written, clone):
 
 
 def test_a_carrier_in_a_parallel_analysis(weights, written):
-    u = mdbackmap.carrier(TPR, XTC)
+    u = mdbackmap.carrier(TPR, XTC, solvent="drop")
     u.trajectory.add_transformations(mdbackmap.Backmap(model=weights))
     atoms = u.select_atoms("name CA")
     found = Radius(atoms).run(stop=6, backend="multiprocessing", n_workers=2).results.radius
@@ -325,7 +325,7 @@ def test_carrier_of_a_selection(weights):
 
 def test_one_transformation_fills_one_universe(weights):
     backmap = mdbackmap.Backmap(model=weights)
-    first, second = (mdbackmap.carrier(TPR, XTC) for _ in range(2))
+    first, second = (mdbackmap.carrier(TPR, XTC, solvent="drop") for _ in range(2))
     first.trajectory.add_transformations(backmap)
     with pytest.raises(StructureError, match="another Universe already"):
         second.trajectory.add_transformations(backmap)
@@ -336,7 +336,7 @@ def test_one_transformation_fills_one_universe(weights):
 
 @pytest.fixture
 def mirrored(cg, weights):
-    backmap = mdbackmap.Backmap(cg, weights)
+    backmap = mdbackmap.Backmap(cg, weights, solvent="drop")
     cg.trajectory.add_transformations(backmap)
     return cg, backmap
 
@@ -389,8 +389,8 @@ def middle(dimensions):
 def test_transformations_before_it_are_seen(cg, weights, idealise):
     # What untrained weights predict has no one ideal geometry nearby.
     model = "martini3" if idealise else weights
-    plain = mdbackmap.universe(cg, model, idealise=idealise)
-    backmap = mdbackmap.Backmap(cg, model, idealise=idealise)
+    plain = mdbackmap.universe(cg, model, solvent="drop", idealise=idealise)
+    backmap = mdbackmap.Backmap(cg, model, solvent="drop", idealise=idealise)
     protein = cg.select_atoms("name BB SC1 SC2 SC3 SC4 SC5")
     unmoved = [protein.positions.mean(axis=0) for _ in cg.trajectory[:5]]
     cg.trajectory.add_transformations(
@@ -449,7 +449,7 @@ def test_backmap_must_know_its_universe(cg, weights):
 def test_transformations_of_the_original_are_copied_with_what_they_look_at(cg, weights, written):
     protein = cg.select_atoms("name BB SC1 SC2 SC3 SC4 SC5")
     cg.trajectory.add_transformations(center_in_box(protein, center="geometry"))
-    aa = mdbackmap.universe(cg, weights)
+    aa = mdbackmap.universe(cg, weights, solvent="drop")
     cg.trajectory[20]
     aa.trajectory[4]
     beads = aa.trajectory.ts.data["beads"]
@@ -459,18 +459,18 @@ def test_transformations_of_the_original_are_copied_with_what_they_look_at(cg, w
 
 def test_in_memory(cg, weights, written):
     cg.transfer_to_memory(stop=6)
-    aa = mdbackmap.universe(cg, weights)
+    aa = mdbackmap.universe(cg, weights, solvent="drop")
     found = positions(aa)
     assert len(found) == 6
     # Bead bond lengths were learnt from other frames: the same to a few hundredths.
     close(found[5], written[5])
     with pytest.raises(StructureError, match=r"use mdbackmap\.universe\(cg\)"):
-        mdbackmap.Backmap(cg, weights)
+        mdbackmap.Backmap(cg, weights, solvent="drop")
 
 
 def test_single_structure(weights):
     cg = load(GRO)
-    aa = mdbackmap.universe(cg, weights)
+    aa = mdbackmap.universe(cg, weights, solvent="drop")
     assert [ts.frame for ts in aa.trajectory] == [0]
     assert aa.trajectory.n_frames == 1
     assert np.isfinite(aa.atoms.positions).all()
@@ -485,9 +485,9 @@ def test_trajectory_in_pieces(weights, written, tmp_path):
         whole.atoms.write(str(tmp_path / f"{k}.xtc"), frames=whole.trajectory[part])
     pieces = mda.Universe(str(TPR), [str(tmp_path / "0.xtc"), str(tmp_path / "1.xtc")],
                           to_guess=())  # fmt: skip
-    aa = mdbackmap.universe(pieces, weights)
+    aa = mdbackmap.universe(pieces, weights, solvent="drop")
     close(positions(aa), written[:7])
-    backmap = mdbackmap.Backmap(pieces, weights)
+    backmap = mdbackmap.Backmap(pieces, weights, solvent="drop")
     pieces.trajectory.add_transformations(backmap)
     pieces.trajectory[5]
     assert backmap.universe.trajectory.frame == 5
@@ -496,10 +496,10 @@ def test_trajectory_in_pieces(weights, written, tmp_path):
 
 def test_selection_of_a_universe(weights):
     cg = load(GRO, MEMBRANE)
-    part = mdbackmap.universe(cg, weights, select="resname PSM")
+    part = mdbackmap.universe(cg, weights, solvent="drop", select="resname PSM")
     assert set(part.residues.resnames) == {"PSM"}
     with pytest.raises(MdbackmapError, match="selects nothing"):
-        mdbackmap.universe(cg, weights, select="resname XXX")
+        mdbackmap.universe(cg, weights, solvent="drop", select="resname XXX")
 
 
 def test_a_carrier_of_mapped_beads(tmp_path):

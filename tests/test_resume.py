@@ -23,7 +23,7 @@ from mdbackmap.io.segments import Checkpoint, Job, convert_segments, folder_of, 
 from mdbackmap.io.topology import blank_universe
 from mdbackmap.structure import Frame
 
-from helpers_io import TPR, XTC, fails, load, ok, run, unchanged
+from helpers_io import DRY, TPR, XTC, fails, load, ok, run, unchanged
 
 ASKED = {"what": "this"}
 BOX = np.array([[60.0, 0, 0], [12.0, 55.0, 0], [-9.0, 14.0, 70.0]])
@@ -477,10 +477,10 @@ def test_the_python_function(folder, weights, straight, short_segments, monkeypa
     with monkeypatch.context() as patch:
         interrupt(patch, KeyboardInterrupt(), 12)
         with pytest.raises(KeyboardInterrupt):
-            backmap(universe, folder / "aa.xtc", weights, hydrogens=False)
+            backmap(universe, folder / "aa.xtc", weights, **DRY)
     with pytest.raises(OutputFileError, match="unfinished"):
-        backmap(universe, folder / "aa.xtc", weights, hydrogens=False)
-    done = backmap(universe, folder / "aa.xtc", weights, hydrogens=False, resume=True)
+        backmap(universe, folder / "aa.xtc", weights, **DRY)
+    done = backmap(universe, folder / "aa.xtc", weights, **DRY, resume=True)
     assert (done.outcome.written, done.n_atoms) == (31, 602)
     assert done.topology == folder / "aa.pdb"
     assert (folder / "aa.xtc").read_bytes() == straight.read_bytes()
@@ -488,7 +488,7 @@ def test_the_python_function(folder, weights, straight, short_segments, monkeypa
         backmap(folder / "nowhere.xtc", folder / "aa.xtc")
     with quiet_guesses():
         memory = mda.Universe(str(TPR), universe.trajectory.timeseries(order="fac")[:3])
-    done = backmap(memory, folder / "m.trr", weights, hydrogens=False, restart=True)
+    done = backmap(memory, folder / "m.trr", weights, **DRY, restart=True)
     assert done.outcome.written == 3
 
 
@@ -503,7 +503,7 @@ def test_names_are_checked_before_the_work(made, tmp_path):
 # Killed
 
 
-SCRIPT = [sys.executable, "-m", "mdbackmap", "convert"]
+SCRIPT = [sys.executable, "-m", "mdbackmap", "convert", "--solvent", "drop"]
 
 
 @pytest.mark.slow

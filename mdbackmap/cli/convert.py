@@ -58,12 +58,19 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
               "Default: 0 for beads of mapped structures, 0.2 for simulated ones; which they are "
               "is found out.")  # fmt: skip
 @click.option("--no-hydrogens", is_flag=True, help="Write heavy atoms only.")
+@click.option(
+    "--solvent",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Water and ions of the input: given back as atoms, at the end, or left out.",
+)
 @click.option("--ph", type=float, default=7.4, show_default=True, help="Decides on protonation "
               "states, once for all frames.")  # fmt: skip
 @click.option("--protonation", type=click.Path(), help="YAML file of states chosen for single "
               "residues: 'A:HIS 15: HIP'.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw of "
-              "lipid tails: what beads leave open is drawn from what fits them.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the "
+              "draw of what beads leave open: lipid tails, how water is turned.")  # fmt: skip
 @click.option("--no-draw", is_flag=True, help="Leave lipid tails as predicted: the mean of what "
               "fits, which is closer to the truth but no chain.")  # fmt: skip
 @click.option("--no-idealise", is_flag=True, help="Leave bonds and angles as predicted.")
@@ -92,7 +99,7 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--restart", is_flag=True, help="Forget what an earlier run left unfinished.")
 def convert(
     trajectory, output, topology, mapping, model, select, start, stop, step, topology_out,
-    skip_unknown, chunk_size, device, threads, noise, no_hydrogens, ph, protonation, seed,
+    skip_unknown, chunk_size, device, threads, noise, no_hydrogens, solvent, ph, protonation, seed,
     no_draw, no_idealise, force_field, force_field_file, relax, max_force, write_topology, keep,
     max_memory, jobs, scheduler, resume, restart,
 ) -> None:  # fmt: skip
@@ -123,7 +130,7 @@ def convert(
             skip_unknown=skip_unknown, jobs=jobs, client=scheduler, resume=resume,
             restart=restart, tick=tick, max_memory=max_memory,
             chunk_size=chunk_size or CHUNK_SIZE, device=device, noise=noise,
-            idealise=not no_idealise, hydrogens=not no_hydrogens, ph=ph,
+            idealise=not no_idealise, hydrogens=not no_hydrogens, solvent=solvent, ph=ph,
             protonation=protonation, seed=seed, draw=not no_draw, force_field=force_field,
             force_field_files=force_field_file, relax=relax, max_force=max_force, keep=keep,
             write_topology=write_topology,
@@ -169,6 +176,17 @@ def _say_relaxed(done: Outcome) -> None:
         say_error(f"  not relaxed, but written: frames {bad[:200]}")
 
 
+def said(counts: dict[str, int]) -> str:
+    """Return how many waters and ions there are, in words.
+
+    >>> said({"water": 7872, "Na+": 1})
+    '7,872 waters, 1 Na+'
+    """
+    words = (f"{n:,} {'waters' if kind == 'water' and n != 1 else kind}"
+             for kind, n in counts.items())  # fmt: skip
+    return ", ".join(words)
+
+
 def _say_what(system: System, backmapper: Backmapper) -> None:
     """Say what was backmapped and what was left out."""
     kinds = Counter(system.residue_kinds.tolist())
@@ -180,5 +198,8 @@ def _say_what(system: System, backmapper: Backmapper) -> None:
                f"{'all atoms' if states else 'heavy atoms, no hydrogens'}")  # fmt: skip
     if states:
         click.echo(wrapped(states.summary(system)))
+    if system.solvent:
+        click.echo(f"  solvent: {said(system.solvent.counts())} from {system.solvent.n_beads:,} "
+                   "beads")  # fmt: skip
     for what, count in system.left_out.items():
         click.echo(f"  left out: {count} x {what}")

@@ -149,7 +149,8 @@ def backmap(
     if not (resume or restart):
         refuse_unfinished(output)
     with _runner(jobs, client) as run:
-        system = lay_out(source, mapping, skip_unknown=skip_unknown)
+        asked = Options(**options)
+        system = lay_out(source, mapping, skip_unknown=skip_unknown, solvent=asked.solvent)
         if max_memory is not None:
             share = max_memory / (jobs + 1 if jobs > 1 else 1)
             gpu = options.get("device", "cpu") != "cpu"
@@ -163,9 +164,9 @@ def backmap(
         work = Atoms(backmapper)
         job = Job(source.read, work, blank, frames, len(backmapper.atoms), output,
                   source.dt * frames.step, note_of=work.note)  # fmt: skip
-        asked = _asked(source, frames, output, names, backmapper)
+        facts = _asked(source, frames, output, names, backmapper)
         outcome = convert_segments(
-            job, names, asked, resume=resume, restart=restart, tick=tick, run=run
+            job, names, facts, resume=resume, restart=restart, tick=tick, run=run
         )
     written = {}
     if outcome.notes:
@@ -224,7 +225,7 @@ class Atoms:
         """
         if not self._checked:
             self._check()
-        beads = frame.positions[self.backmapper.layout.bead_source]
+        beads = frame.positions[self.backmapper.layout.file_beads]
         return self.backmapper(beads, frame.box, frame.index)
 
     def note(self, frame: Frame) -> dict[str, Any] | None:

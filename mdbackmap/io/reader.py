@@ -105,9 +105,12 @@ class Carrier:
     @functools.cached_property
     def atoms(self) -> AtomTable:
         """What the Universe holds."""
-        if self.protonation is None:
-            return self.system.atoms
-        return AllAtoms.of(self.system, self.protonation).table
+        with_hydrogens = self.protonation is not None
+        atoms = self.system.atoms
+        if with_hydrogens:
+            atoms = AllAtoms.of(self.system, self.protonation).table
+        solvent = self.system.solvent
+        return solvent.behind(atoms, hydrogens=with_hydrogens) if solvent else atoms
 
     def __deepcopy__(self, memo: dict) -> Carrier:
         return self
@@ -218,7 +221,7 @@ class BackmapReader(ReaderBase):
         ts.frame = cg.frame
         ts.data.update({k: v for k, v in cg.data.items() if k != "beads"})
         ts.dimensions = cg.dimensions
-        beads = cg.positions[self.system.bead_source]
+        beads = cg.positions[self.system.file_beads]
         ts.data["beads"] = beads
         ts.fill_with(later(self.backmapper, beads, cg) if self.backmapper else _unfilled)
         return ts

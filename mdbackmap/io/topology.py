@@ -22,7 +22,8 @@ from MDAnalysis.core.topologyattrs import (
 )
 
 from mdbackmap.mapping.chemistry import masses
-from mdbackmap.mapping.system import System
+from mdbackmap.mapping.solvent import Solvent
+from mdbackmap.mapping.system import CHAIN_LETTERS, System
 from mdbackmap.structure import AtomTable, Particles, split_residues
 
 
@@ -40,12 +41,14 @@ def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
     Residues keep the numbers of the file, unless two neighbours could then not be told apart.
     """
     table = system.atoms if atoms is None else atoms
-    letters = system.chain_letters
+    letters, kind = system.chain_letters, system.residue_kinds
     residue = table.residue
     first = np.flatnonzero(np.diff(residue, prepend=-1))
+    if len(first) > len(letters):
+        letters, kind = _with_solvent(letters, kind, system.solvent)
     names, segment = np.unique(letters, return_inverse=True)
     n_atoms, n_residues = len(table), len(first)
-    kinds = system.residue_kinds[residue]
+    kinds = kind[residue]
     resids = _distinct(table.resids[first], table.resnames[first], letters)
     attributes = [
         Atomnames(table.names.astype(object)),
@@ -64,6 +67,22 @@ def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
     ]
     return Topology(n_atoms, n_residues, len(names), attrs=attributes,
                     atom_resindex=residue, residue_segindex=segment)  # fmt: skip
+
+
+def _with_solvent(
+    letters: np.ndarray, kinds: np.ndarray, solvent: Solvent
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return chain letters and kinds of residues with those of water and ions behind them.
+
+    Each of the two gets a letter of its own, as long as there are some.
+    """
+    used = set(letters.tolist())
+    free = [letter for letter in CHAIN_LETTERS if letter not in used]
+    own = (free * 2)[:2] if free else [CHAIN_LETTERS[-1]] * 2
+    numbers = [solvent.n_waters, solvent.n_ions]
+    return np.append(letters, np.repeat(own, numbers)), np.append(
+        kinds, np.repeat(["solvent", "ion"], numbers)
+    )
 
 
 def _distinct(resids: np.ndarray, resnames: np.ndarray, letters: np.ndarray) -> np.ndarray:

@@ -27,16 +27,18 @@ Models = str | Path | Sequence[str | Path] | None
 
 
 def lay_out(
-    source: CGSource, mapping: Mapping = "martini3", *, skip_unknown: bool = False
-) -> System:
+    source: CGSource, mapping: Mapping = "martini3", *, skip_unknown: bool = False,
+    solvent: str = "drop",
+) -> System:  # fmt: skip
     """Lay out the system of a CG source; bead indices are those of its selection.
 
     The first usable frame is consulted where the file states no bonds.
     """
     names = [mapping] if isinstance(mapping, (str, Path)) else list(mapping)
     return from_beads(
-        source.particles, Library.load(names), source.usable_frame(), skip_unknown=skip_unknown
-    )
+        source.particles, Library.load(names), source.usable_frame(), skip_unknown=skip_unknown,
+        solvent=solvent == "keep",
+    )  # fmt: skip
 
 
 def inspected(backmapper: Backmapper, source: CGSource) -> Backmapper:
@@ -100,15 +102,16 @@ def universe(
     >>> aa = mdbackmap.universe(mda.Universe("cg.tpr", "cg.xtc"))  # doctest: +SKIP
     """
     source = CGSource(independent(cg), select)
-    system = lay_out(source, mapping, skip_unknown=skip_unknown)
-    backmapper = inspected(Backmapper(system, model, Options(**options)), source)
+    chosen = Options(**options)
+    system = lay_out(source, mapping, skip_unknown=skip_unknown, solvent=chosen.solvent)
+    backmapper = inspected(Backmapper(system, model, chosen), source)
     return _all_atom(source.universe, source, system, backmapper=backmapper)
 
 
 def carrier(
     topology: str | Path, trajectory: str | Path | None = None, mapping: Mapping = "martini3",
     *, select: str | None = None, skip_unknown: bool = False, hydrogens: bool = True,
-    ph: float = DEFAULT_PH, protonation: Choices | None = None,
+    ph: float = DEFAULT_PH, protonation: Choices | None = None, solvent: str = "keep",
 ) -> mda.Universe:  # fmt: skip
     """Return an all-atom Universe over CG files whose atoms a `Backmap` transformation fills.
 
@@ -116,7 +119,8 @@ def carrier(
     settled here, without a model: tautomers are the first that a mapping names, unless chosen.
     """
     source = CGSource.open(trajectory or topology, topology, select)
-    system = lay_out(source, mapping, skip_unknown=skip_unknown)
+    chosen = Options(solvent=solvent)
+    system = lay_out(source, mapping, skip_unknown=skip_unknown, solvent=chosen.solvent)
     frames = source.sample()
     beads = [f.positions[system.bead_source] for f in frames]
     states = decide(system, ph, protonation) if hydrogens else None
@@ -129,8 +133,7 @@ def _all_atom(cg: mda.Universe, source: CGSource, system: System, **options: Any
     atoms = (options.get("backmapper") or options["carrier"]).atoms
     result = mda.Universe(atom_topology(system, atoms), to_guess=())
     if source.index is not None:
-        rows = source.index[system.bead_source]
-        system = dataclasses.replace(system, bead_source=rows)
+        system = system.within(source.index)
     name = str(getattr(cg.trajectory, "filename", None) or "memory")
     result.load_new(name, format=BackmapReader, cg=cg, system=system, **options)
     return result
@@ -189,7 +192,9 @@ class Backmap(TransformationBase):
             )
         # Looking at frames must not move, or undo changes to, the Universe of the user.
         source = CGSource(independent(cg), select)
-        system = lay_out(source, mapping, skip_unknown=skip_unknown)
+        system = lay_out(
+            source, mapping, skip_unknown=skip_unknown, solvent=self.options.solvent
+        )  # fmt: skip
         self.backmapper = inspected(Backmapper(system, model, self.options), source)
         self.universe = _all_atom(cg, source, system, backmapper=self.backmapper, live=True)
 
@@ -220,10 +225,11 @@ class Backmap(TransformationBase):
     def _refuse_other_hydrogens(self, held: Carrier) -> None:
         options, usual = self.options, Options()
         asked = (options.ph, options.protonation) != (usual.ph, usual.protonation)
+        asked |= options.solvent != usual.solvent and held.system.solvent is not None
         if asked or (held.protonation is not None and not options.hydrogens):
             raise StructureError(
-                "the atoms of this Universe are settled already: give hydrogens, ph and "
-                "protonation to mdbackmap.carrier() instead"
+                "the atoms of this Universe are settled already: give hydrogens, ph, protonation "
+                "and solvent to mdbackmap.carrier() instead"
             )
 
     def _follow(self, ts: Timestep) -> None:

@@ -131,6 +131,8 @@ class Library:
             ``order[b]`` is the place in ``beads`` of the template's bead ``b``. None without
             a match.
         """
+        if resname == "ION" and list(beads) == ["BB"]:
+            return None  # any ion
         for template in self.candidates(resname):
             spec = template.spec
             found = [spec.bead_aliases.get(b, b) if b not in spec.beads else b for b in beads]

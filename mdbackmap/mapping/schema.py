@@ -204,7 +204,16 @@ class MappingSpec(ResidueGeometry):
         default_factory=list, description="Other residue names of the same molecule."
     )
     kind: Literal["protein", "lipid", "molecule", "solvent", "ion"] = Field(
-        "molecule", description="Only a solvent or an ion may have no atoms; it is left out."
+        "molecule",
+        description="Only a solvent or an ion may have no atoms: a solvent stands for 'waters', or "
+        "is left out. An ion has one atom.",
+    )
+    waters: int | None = Field(
+        None,
+        ge=1,
+        le=4,
+        description="Water molecules that a solvent stands for, 1 to 4, placed about its first "
+        "bead.",
     )
     source: str = Field("", description="Where the table was taken from.")
     licence: str = Field("", description="Licence of that source.")

@@ -21,6 +21,7 @@ from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.ramachandran import kind_of
 from mdbackmap.mapping.library import Library, inner_variant, terminal_variant
+from mdbackmap.mapping.solvent import Collector, Solvent
 from mdbackmap.mapping.template import Template, link_constraints
 from mdbackmap.structure import AtomTable, Frame, Particles, split_residues
 
@@ -32,7 +33,7 @@ MAX_BRIDGE = 3.2
 """Å between the SC1 beads of a disulfide; Martini's constraint is 2.4, free pairs stay over 3.5."""
 MAX_ATOM_BOND = 2.2
 """Å between atoms of two residues that are bonded (C-N 1.33, S-S 2.05)."""
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+CHAIN_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class System:
         Residue names as the file has them, such as HSD.
     left_out : dict
         What was recognised and left out, with counts.
+    solvent : Solvent or None
+        Water and ions, which are no part of what stands above.
     """
 
     atoms: AtomTable
@@ -96,10 +99,25 @@ class System:
     bridges: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     given_names: np.ndarray = field(default_factory=lambda: np.zeros(0, "U1"))
     left_out: dict[str, int] = field(default_factory=dict)
+    solvent: Solvent | None = None
 
     @property
     def n_beads(self) -> int:
         return len(self.bead_residue)
+
+    @functools.cached_property
+    def file_beads(self) -> np.ndarray:
+        """Place in the CG file of every bead a frame is made from: those of water and ions last."""
+        if self.solvent is None:
+            return self.bead_source
+        return np.concatenate([self.bead_source, self.solvent.bead_source])
+
+    def within(self, index: np.ndarray) -> System:
+        """Return this system of a larger file, of which particle k of its own is ``index[k]``."""
+        solvent = self.solvent and dataclasses.replace(
+            self.solvent, bead_source=index[self.solvent.bead_source]
+        )
+        return dataclasses.replace(self, bead_source=index[self.bead_source], solvent=solvent)
 
     @property
     def n_atoms(self) -> int:
@@ -257,7 +275,7 @@ class System:
             weights=self.weights[members], constraints=constraints,
             omegas=atom[self.omegas[omegas]], omega_may_be_cis=self.omega_may_be_cis[omegas],
             bridges=residue[self.bridges[bridges]], given_names=self.given_names[residues],
-            left_out={},
+            left_out={}, solvent=None,
         )  # fmt: skip
         return system, beads, atoms
 
@@ -302,7 +320,7 @@ class System:
             if rises or len(np.unique(segids)) > 1:
                 return segids
         chain = np.cumsum(starts & polymer) - 1
-        letters = np.array(list(_LETTERS))
+        letters = np.array(list(CHAIN_LETTERS))
         n_chains = int(chain.max(initial=-1)) + 1
         result = letters[np.maximum(chain, 0) % len(letters)]
         others = [kind for kind in ("lipid", "molecule") if (kinds == kind).any()]
@@ -343,8 +361,9 @@ class _Residue:
 
 
 def from_beads(
-    particles: Particles, library: Library, frame: Frame, *, skip_unknown: bool = False
-) -> System:
+    particles: Particles, library: Library, frame: Frame, *, skip_unknown: bool = False,
+    solvent: bool = False,
+) -> System:  # fmt: skip
     """Lay out a system from a coarse-grained file.
 
     Parameters
@@ -355,6 +374,8 @@ def from_beads(
         Any frame; consulted for chain ends and disulfides where the file states no bonds.
     skip_unknown : bool
         Leave out beads that no mapping knows instead of raising.
+    solvent : bool
+        Lay out water and ions too, instead of leaving them out.
 
     Raises
     ------
@@ -364,7 +385,8 @@ def from_beads(
         Nothing is left to backmap.
     """
     _check_frame(particles, frame)
-    residues, left_out, unknown, first = _match_beads(particles, library)
+    dissolved = Collector() if solvent else None
+    residues, left_out, unknown, first = _match_beads(particles, library, dissolved)
     if unknown and not skip_unknown:
         rows = [f"{count} x {text}; first {first[text]}" for text, count in unknown.most_common()]
         raise UnknownBeadError(
@@ -375,14 +397,17 @@ def from_beads(
         )
     for text, count in unknown.items():
         left_out[f"unknown: {text}"] += count
+    found = dissolved.solvent(particles) if dissolved else None
     if not residues:
+        rest = {**left_out, **(found.counts() if found else {})}
         raise StructureError(
             f"{particles.source}: nothing to backmap; left out: "
-            + (", ".join(f"{n} {k}" for k, n in left_out.items()) or "the file is empty")
+            + (", ".join(f"{n} {k}" for k, n in rest.items()) or "the file is empty")
         )
     linked = _links_between_beads(residues, particles, frame)
     bridges = _bridges_between_beads(residues, particles, frame)
-    return _assemble(residues, linked, bridges, "beads", dict(left_out))
+    system = _assemble(residues, linked, bridges, "beads", dict(left_out))
+    return dataclasses.replace(system, solvent=found)
 
 
 def from_atoms(
@@ -464,9 +489,12 @@ def _own_names(template: Template, names: list[str]) -> dict[str, int]:
 
 
 def _match_beads(
-    particles: Particles, library: Library
+    particles: Particles, library: Library, dissolved: Collector | None
 ) -> tuple[list[_Residue], Counter[str], Counter[str], dict[str, str]]:
-    """Return residues, what was left out, what is unknown, and where that is met first."""
+    """Return residues, what was left out, what is unknown, and where that is met first.
+
+    Water and ions go to the collector, where there is one.
+    """
     residue = split_residues(particles)
     n = int(residue[-1]) + 1 if len(residue) else 0
     starts = np.searchsorted(residue, np.arange(n + 1))
@@ -493,7 +521,8 @@ def _match_beads(
         elif isinstance(found, str):
             left_out[found] += 1
         elif not found[0].has_atoms:
-            left_out[f"{key[0]} ({found[0].kind})"] += 1
+            if dissolved is None or not dissolved.add(*found, int(start)):
+                left_out[f"{key[0]} ({found[0].kind})"] += 1
         else:
             template, order = found
             if len(order) < len(key[1]):

@@ -84,8 +84,14 @@ class Template:
 
     @property
     def has_atoms(self) -> bool:
-        """False for water and ions, which are recognised and left out."""
+        """False for water and ions, which no model places (see `mdbackmap.mapping.solvent`)."""
         return self.n_atoms > 0
+
+    @property
+    def ion(self) -> tuple[str, AtomSpec] | None:
+        """Name and description of the one atom of an ion; None of what is none."""
+        single = self.kind == "ion" and len(self.spec.atoms) == 1
+        return next(iter(self.spec.atoms.items())) if single else None
 
 
 def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> Template:
@@ -106,8 +112,10 @@ def compile_template(spec: MappingSpec, source: str, *, last: bool = False) -> T
     """
     patch = spec.termini.last if last else None
     atoms = {**spec.atoms, **(patch.atoms if patch else {})}
-    if not atoms:
-        return _empty(spec, source)
+    if spec.kind == "ion" or not atoms:
+        return _without_model(spec, source)
+    if spec.waters:
+        raise MappingFileError(f"{source}: residue {spec.residue} has both 'waters' and 'atoms'")
     problems: list[str] = []
     where = f"{source}: residue {spec.residue}"
     index = {name: i for i, name in enumerate(atoms)}
@@ -566,11 +574,22 @@ def link_constraints(first: Template, second: Template, geometry: Geometry) -> C
     )
 
 
-def _empty(spec: MappingSpec, source: str) -> Template:
+def _without_model(spec: MappingSpec, source: str) -> Template:
+    """Return the template of water or an ion: beads, and no atoms that a model could place."""
+    problems: list[str] = []
     if spec.kind not in ("solvent", "ion"):
-        raise MappingFileError(
-            f"{source}: residue {spec.residue} lists no atoms; only kind 'solvent' or 'ion' may"
-        )
+        problems.append("lists no atoms; only kind 'solvent' or 'ion' may")
+    if spec.waters and spec.kind != "solvent":
+        problems.append(f"'waters' is for kind 'solvent', not '{spec.kind}'")
+    if len(spec.atoms) > 1:
+        problems.append(f"has {len(spec.atoms)} atoms, and an ion has one; use kind 'molecule'")
+    for name, atom in spec.atoms.items():
+        _elements({name: atom}, problems)
+        _memberships(spec, {name: atom}, problems)
+        if atom.hydrogens:
+            problems.append(f"atom {name}: an ion has no hydrogens; use kind 'molecule'")
+    if problems:
+        raise MappingFileError(f"{source}: residue {spec.residue}\n{listing(problems, 20)}")
     none2, none = np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
     return Template(
         residue=spec.residue, kind=spec.kind, spec=spec, source=source,
