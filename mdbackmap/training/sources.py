@@ -1,23 +1,65 @@
-"""Random training pieces, drawn here or by processes beside the training."""
+"""Prepared sets as one: their joint vocabulary, and random pieces drawn from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mdbackmap.errors import ConfigError
 from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
 from mdbackmap.training.batches import Batch, far_apart, make_batch, random_piece, surround
 from mdbackmap.training.config import TrainConfig
 from mdbackmap.training.dataset import PreparedSet, Sample
 
-if TYPE_CHECKING:
-    from mdbackmap.training.trainer import Vocabulary
-
 AHEAD = 4
 """Steps that each process prepares ahead."""
+
+
+class Vocabulary:
+    """Joins the vocabularies of several prepared sets.
+
+    Raises
+    ------
+    ConfigError
+        A residue was prepared with different mappings.
+    """
+
+    def __init__(self, sets: list[PreparedSet]) -> None:
+        self.beads = self._union([s.bead_keys for s in sets])
+        self.atoms = self._union([s.atom_keys for s in sets])
+        self.residues = self._union([s.residues for s in sets])
+        self.digests: dict[str, str] = {}
+        for data in sets:
+            for residue, digest in data.digests.items():
+                if self.digests.setdefault(residue, digest) != digest:
+                    raise ConfigError(
+                        f"residue {residue} was prepared with two different mappings; prepare "
+                        "the data again with one"
+                    )
+
+    @staticmethod
+    def _union(tables: list[list[str]]) -> list[str]:
+        return list(dict.fromkeys(key for table in tables for key in table))
+
+    def translate(self, data: PreparedSet, sample: Sample) -> Sample:
+        """Renumber one set's keys into the joint vocabulary; unknown ones become -1."""
+        tables = []
+        for own, joint in ((data.bead_keys, self.beads), (data.atom_keys, self.atoms),
+                           (data.residues, self.residues)):  # fmt: skip
+            place = {key: k for k, key in enumerate(joint)}
+            tables.append(np.array([place.get(key, -1) for key in own], dtype=np.int64))
+        return replace(
+            sample, bead_key=tables[0][sample.bead_key], atom_key=tables[1][sample.atom_key],
+            residue_name=np.maximum(tables[2][sample.residue_name], 0),
+        )  # fmt: skip
+
+    def known(self, data: PreparedSet) -> list[Sample]:
+        """Translate the systems of a set of which every bead and atom is known."""
+        samples = (self.translate(data, sample) for sample in data)
+        return [s for s in samples if (s.bead_key >= 0).all() and (s.atom_key >= 0).all()]
 
 
 class Source:

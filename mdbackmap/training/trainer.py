@@ -25,7 +25,7 @@ from mdbackmap.training.config import TrainConfig
 from mdbackmap.training.dataset import PreparedSet, Sample
 from mdbackmap.training.losses import best_names, loss_terms
 from mdbackmap.training.optimizer import Optimizer
-from mdbackmap.training.sources import Draws, Source
+from mdbackmap.training.sources import Draws, Source, Vocabulary
 
 STATE = "state.pt"
 LOG = "log.csv"
@@ -35,50 +35,6 @@ WARM_UP = 200
 """Steps over which the learning rate rises, or a tenth of them all if that is less."""
 MAX_BAD_STEPS = 50
 """Steps in a row whose gradient may be no number; they are skipped."""
-
-
-class Vocabulary:
-    """Joins the vocabularies of several prepared sets.
-
-    Raises
-    ------
-    ConfigError
-        A residue was prepared with different mappings.
-    """
-
-    def __init__(self, sets: list[PreparedSet]) -> None:
-        self.beads = self._union([s.bead_keys for s in sets])
-        self.atoms = self._union([s.atom_keys for s in sets])
-        self.residues = self._union([s.residues for s in sets])
-        self.digests: dict[str, str] = {}
-        for data in sets:
-            for residue, digest in data.digests.items():
-                if self.digests.setdefault(residue, digest) != digest:
-                    raise ConfigError(
-                        f"residue {residue} was prepared with two different mappings; prepare "
-                        "the data again with one"
-                    )
-
-    @staticmethod
-    def _union(tables: list[list[str]]) -> list[str]:
-        return list(dict.fromkeys(key for table in tables for key in table))
-
-    def translate(self, data: PreparedSet, sample: Sample) -> Sample:
-        """Renumber one set's keys into the joint vocabulary; unknown ones become -1."""
-        tables = []
-        for own, joint in ((data.bead_keys, self.beads), (data.atom_keys, self.atoms),
-                           (data.residues, self.residues)):  # fmt: skip
-            place = {key: k for k, key in enumerate(joint)}
-            tables.append(np.array([place.get(key, -1) for key in own], dtype=np.int64))
-        return replace(
-            sample, bead_key=tables[0][sample.bead_key], atom_key=tables[1][sample.atom_key],
-            residue_name=np.maximum(tables[2][sample.residue_name], 0),
-        )  # fmt: skip
-
-    def known(self, data: PreparedSet) -> list[Sample]:
-        """Translate the systems of a set of which every bead and atom is known."""
-        samples = (self.translate(data, sample) for sample in data)
-        return [s for s in samples if (s.bead_key >= 0).all() and (s.atom_key >= 0).all()]
 
 
 @dataclass(frozen=True)
