@@ -51,6 +51,8 @@ ERRORS = (
     "pierced_rings",
     "overlaps",
 )
+BENT = ("ramachandran", "twisted_peptides")
+"""Terms that sound structures have some of, too."""
 GB = {"H": (0.12, 0.85), "C": (0.17, 0.72), "N": (0.155, 0.79), "O": (0.15, 0.85),
       "S": (0.18, 0.96)}  # fmt: skip
 """Radius, nm, and scale of elements in OBC2 (Onufriev, Bashford, Case 2004,
@@ -75,7 +77,7 @@ class Frame:
     relaxation : dict
         See `mdbackmap.relax.minimise.Relaxed.row`.
     errors_before, errors : dict of str to int
-        Counts of `ERRORS`, before and after relaxation.
+        Counts of `ERRORS` and `BENT`, before and after relaxation.
     time, rmsd, energy, kept : list of float
         ps, Å, kJ/mol, % of residues with their secondary structure.
     seconds : float
@@ -126,7 +128,7 @@ class Stand:
 
     def count(self, atoms: np.ndarray, box: np.ndarray | None) -> dict[str, int]:
         counts = self.checker(atoms[self.heavy], box).counts
-        return {term: counts[term].wrong for term in ERRORS}
+        return {term: counts[term].wrong for term in (*ERRORS, *BENT)}
 
     def structure(self, atoms: np.ndarray) -> np.ndarray:
         """Helix, strand or other of every residue of the protein; empty without one."""
@@ -285,8 +287,8 @@ def _summary(frames: list[Frame], n_atoms: int) -> dict[str, float]:
         "relaxed_%": 100 * float(np.mean([row["relaxed"] for row in relaxed])),
         **mean, "largest_force_kJ_nm": max(row["force_after_kJ_nm"] for row in relaxed),
         "seconds_per_1000_atoms": mean["seconds"] / n_atoms * 1000,
-        **{f"{term}_before": sum(f.errors_before[term] for f in frames) for term in ERRORS},
-        **{f"{term}_after": sum(f.errors[term] for f in frames) for term in ERRORS},
+        **{f"{term}_before": sum(f.errors_before[term] for f in frames) for term in (*ERRORS, *BENT)},
+        **{f"{term}_after": sum(f.errors[term] for f in frames) for term in (*ERRORS, *BENT)},
     }  # fmt: skip
     ran = [f for f in frames if f.rmsd]
     if ran:

@@ -18,8 +18,15 @@ from mdbackmap.validation.measures import torsions, volumes
 
 MAX_FORCE = 500.0
 """kJ/mol/nm of the largest force a relaxed frame may have."""
-SOFT_STEPS, STEPS = 60, 400
-"""Steps with the soft repulsion, then with the force field, of every attempt."""
+FIRST = (
+    ({Group.COVALENT, Group.SOFT}, 150, 0.2, 20.0, 0.5),
+    (PHYSICAL, 60, 0.4, 5.0, 0.5),
+)
+"""What comes first: groups of forces, most steps, share of the largest force at which it ends, and
+how much more firmly torsions are held, and less tightly beads and places. Strained angles and clashes
+must give way by moving atoms, not by turning peptides."""
+STEPS = 400
+"""Most steps of every attempt with the force field."""
 ATTEMPTS, AROUND = 8, 6.0
 """Times the force field is tried; from the second on what holds atoms within so many Å of those
 with too large a force is loosened, and loosened again."""
@@ -129,7 +136,11 @@ class Relaxer:
         self._place(start, beads, box, frame)
         wrong = set(self._wrong(start, box))
         before = after = self._measure()
-        now, steps = start, self._descend({Group.COVALENT, Group.SOFT}, SOFT_STEPS)
+        now, steps = start, 0
+        for groups, most, share, firm, tie in FIRST:
+            self.potential.pull(self.context, firm=firm, tie=tie)
+            steps += self._descend(groups, most, share)
+        self.potential.pull(self.context)
         problems: list[str] = []
         for attempt in range(ATTEMPTS):
             steps += self._descend(PHYSICAL, STEPS)
@@ -174,10 +185,10 @@ class Relaxer:
         target = own + minimum_image(np.asarray(beads, dtype=np.float64) - own, box)
         potential.hold(self.context, positions, target)
 
-    def _descend(self, groups: set[int], steps: int) -> int:
+    def _descend(self, groups: set[int], steps: int, share: float = MARGIN) -> int:
         """Minimise in some of the forces, and what holds the frame; returns steps taken."""
         self.context.getIntegrator().setIntegrationForceGroups(groups | {Group.HOLDS})
-        watch = _Watch(self.max_force * MARGIN)
+        watch = _Watch(self.max_force * share)
         mm.LocalEnergyMinimizer.minimize(self.context, 1e-3, steps, watch)
         return watch.steps
 

@@ -26,21 +26,23 @@ SOFT_SHARE, SOFT_STRENGTH = 0.85, 15_000.0
 """Of the Lennard-Jones diameter, within which atoms repel softly; kJ/mol/nm^2."""
 SMALLEST = 0.03
 """nm; radius of atoms without Lennard-Jones terms, such as polar hydrogens."""
-HOLD, MOST_HOLD = 10_000.0, 200.0
+HOLD, MOST_HOLD = 4000.0, 80.0
 """kJ/mol/nm^2 of the spring at a bead's centre, and kJ/mol/nm that no atom ever feels more of: the
 force field must be able to win, or its own forces stay."""
 LOOSER = 0.2
 """Share of its strength that is left of what holds an atom with too large a force."""
-STAY, MOST_STAY = 3000.0, 100.0
+STAY, MOST_STAY = 1200.0, 40.0
 """The same of the spring that keeps every heavy atom near where it was."""
 STEREO_VOLUME, STEREO_KEPT, STEREO_HOLD = 0.5, 0.3, 100.0
 """Å^3 beyond which a centre is one; share of its volume below which it is held; kJ/mol/Å^6."""
-TORSION_FREE, TORSION_HOLD = 20.0, 400.0
-"""Degrees from 0 or 180 beyond which double bonds and peptides are held; kJ/mol."""
-TURN_FREE, TURN_HOLD = 10.0, 300.0
-"""Degrees from where they were beyond which phi and psi are held; kJ/mol."""
+TORSION_FREE, TORSION_HOLD, MOST_TORSION = 8.0, 600.0, 60.0
+"""Degrees from 0 or 180 beyond which double bonds and peptides are held; kJ/mol/rad^2, and kJ/mol/rad
+that no torsion ever feels more of. Bond angles of simulated beads are strained, and nothing of that
+may be paid with a twist of a peptide."""
+TURN_FREE, TURN_HOLD, MOST_TURN = 5.0, 300.0, 15.0
+"""The same of phi and psi, from where they were; more would twist peptides instead."""
 PLANE_FREE, PLANE_HOLD = 6.0, 400.0
-"""The same of planar groups."""
+"""Degrees from their plane beyond which planar groups are held; kJ/mol."""
 
 
 class Group(IntEnum):
@@ -53,8 +55,13 @@ class Group(IntEnum):
 
 
 _SPRING = (
-    "grip*most^2/{stiff}*(sqrt(1+({stiff}/most)^2*far)-1); far=({x}-x0)^2+({y}-y0)^2+({z}-z0)^2"
+    "tie*grip*most^2/{stiff}*(sqrt(1+({stiff}/most)^2*far)-1); far=({x}-x0)^2+({y}-y0)^2+({z}-z0)^2"
 )
+_BOW = (
+    "firm*grip*{most}^2/{stiff}*(sqrt(1+({stiff}/{most})^2*far^2)-1); far=max(0, off-{free}); "
+    "off=acos(0.999999*{cosine})"
+)
+# Harmonic near by, linear further out.
 PHYSICAL = {Group.COVALENT, Group.NONBONDED}
 
 
@@ -102,7 +109,7 @@ class Potential:
         self._add(pairs.soft(periodic), Group.SOFT)
         self.beads, self.places = self._hold_beads(), self._hold_places()
         self.sides, self.turns = self._hold_sides(), self._hold_turns()
-        self.holds = [self.beads, self.places, self.turns, self.sides, self._hold_planes()]
+        self.holds = [self.beads, self.places, self.turns, self._hold_planes(), self.sides]
         for hold in self.holds:
             self._add(hold.force, Group.HOLDS)
         self._add(self._volume_force(), Group.HOLDS)
@@ -130,13 +137,18 @@ class Potential:
             hold.values[:, -1] = 1.0
             hold.apply(context)
 
+    def pull(self, context: mm.Context, *, firm: float = 1.0, tie: float = 1.0) -> None:
+        """Multiply what holds torsions (``firm``), and what holds beads and places (``tie``)."""
+        context.setParameter("firm", firm)
+        context.setParameter("tie", tie)
+
     def release(self, context: mm.Context, atoms: np.ndarray, stage: int) -> None:
         """Loosen what holds any of some atoms, shape (n_atoms,), bool.
 
-        First places, phi and psi; from stage 1 on peptides and double bonds, from stage 2 on
-        planes. Stereocentres stay held.
+        First beads, places, phi and psi; from stage 3 on planes, from stage 5 on peptides and
+        double bonds. Stereocentres stay held.
         """
-        for hold in self.holds[: 3 + stage]:
+        for hold in self.holds[: 3 + (stage >= 3) + (stage >= 5)]:
             hold.values[hold.touches(atoms), -1] *= LOOSER
             hold.apply(context)
 
@@ -144,6 +156,7 @@ class Potential:
         """A spring from every bead's centre to a point of its own."""
         reference = self.reference
         force = mm.CustomCentroidBondForce(1, _SPRING.format(x="x1", y="y1", z="z1", stiff=HOLD))
+        force.addGlobalParameter("tie", 1.0)
         for name in ("x0", "y0", "z0", "most", "grip"):
             force.addPerBondParameter(name)
         order = np.argsort(reference.members[:, 0], kind="stable")
@@ -164,6 +177,7 @@ class Potential:
     def _hold_places(self) -> Hold:
         """A spring from every mapped heavy atom to where it was."""
         force = mm.CustomExternalForce(_SPRING.format(x="x", y="y", z="z", stiff=STAY))
+        force.addGlobalParameter("tie", 1.0)
         for name in ("x0", "y0", "z0", "most", "grip"):
             force.addPerParticleParameter(name)
         heavy = self.reference.heavy
@@ -174,20 +188,20 @@ class Potential:
         return Hold(force, "Particle", heavy[:, None], values, heavy[:, None].tolist())
 
     def _hold_sides(self) -> Hold:
-        """Nothing near 0 or 180, as a torsion should be; steep beyond some degrees from it."""
+        """Nothing near 0 or 180, as a torsion should be; torque beyond some degrees from it."""
         ideal, omegas = self.reference.constraints, self.reference.omegas
         atoms = np.concatenate([ideal.torsions, omegas])
         cosine = np.append(np.cos(np.radians(ideal.torsion)), -np.ones(len(omegas)))
         self.may_turn = np.append(np.zeros(len(ideal.torsions), bool), self.reference.may_be_cis)
-        free = np.cos(np.radians(TORSION_FREE))
-        energy = f"grip*{TORSION_HOLD}*max(0, {free} - side*cos(theta))^2"
+        energy = _BOW.format(cosine="side*cos(theta)", free=np.radians(TORSION_FREE),
+                             stiff=TORSION_HOLD, most=MOST_TORSION)  # fmt: skip
         return _torsion_hold(energy, atoms, side=np.where(cosine > 0, 1.0, -1.0))
 
     def _hold_turns(self) -> Hold:
         """Nothing while phi and psi are near what they were: secondary structure stays."""
         rows = self.reference.phi_psi
-        free = np.cos(np.radians(TURN_FREE))
-        energy = f"grip*{TURN_HOLD}*max(0, {free} - cos(theta-before))^2"
+        energy = _BOW.format(cosine="cos(theta-before)", free=np.radians(TURN_FREE),
+                             stiff=TURN_HOLD, most=MOST_TURN)  # fmt: skip
         atoms = np.concatenate([rows[:, :4], rows[:, 1:]])
         return _torsion_hold(energy, atoms, before=np.zeros(len(atoms)))
 
@@ -256,6 +270,7 @@ class Hold:
 
 def _torsion_hold(energy: str, atoms: np.ndarray, **parameters: np.ndarray) -> Hold:
     force = mm.CustomTorsionForce(energy)
+    force.addGlobalParameter("firm", 1.0)
     for name in (*parameters, "grip"):
         force.addPerTorsionParameter(name)
     values = np.stack([*parameters.values(), np.ones(len(atoms))], axis=1)
