@@ -280,6 +280,7 @@ def control(path: Path, *, picoseconds: float, seed: int) -> Frame:
 def _summary(frames: list[Frame], n_atoms: int) -> dict[str, float]:
     """Means over frames."""
     relaxed = [f.relaxation for f in frames]
+    told = (*ERRORS, *BENT)
     keys = ("seconds", "steps", "shift_A", "force_before_kJ_nm", "force_after_kJ_nm")
     mean = {key: float(np.mean([row[key] for row in relaxed])) for key in keys}
     result = {
@@ -287,8 +288,8 @@ def _summary(frames: list[Frame], n_atoms: int) -> dict[str, float]:
         "relaxed_%": 100 * float(np.mean([row["relaxed"] for row in relaxed])),
         **mean, "largest_force_kJ_nm": max(row["force_after_kJ_nm"] for row in relaxed),
         "seconds_per_1000_atoms": mean["seconds"] / n_atoms * 1000,
-        **{f"{term}_before": sum(f.errors_before[term] for f in frames) for term in (*ERRORS, *BENT)},
-        **{f"{term}_after": sum(f.errors[term] for f in frames) for term in (*ERRORS, *BENT)},
+        **{f"{term}_before": sum(f.errors_before[term] for f in frames) for term in told},
+        **{f"{term}_after": sum(f.errors[term] for f in frames) for term in told},
     }  # fmt: skip
     ran = [f for f in frames if f.rmsd]
     if ran:

@@ -23,8 +23,8 @@ FIRST = (
     (PHYSICAL, 60, 0.4, 5.0, 0.5),
 )
 """What comes first: groups of forces, most steps, share of the largest force at which it ends, and
-how much more firmly torsions are held, and less tightly beads and places. Strained angles and clashes
-must give way by moving atoms, not by turning peptides."""
+how much more firmly torsions are held, and less tightly beads and places. Strained angles and
+clashes must give way by moving atoms, not by turning peptides."""
 STEPS = 400
 """Most steps of every attempt with the force field."""
 ATTEMPTS, AROUND = 8, 6.0
