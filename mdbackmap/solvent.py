@@ -24,9 +24,9 @@ SIZE = {"O": 1.4, "N": 1.4, "C": 1.75, "S": 1.85, "P": 2.0, "F": 1.4, "NA": 1.0,
         "ZN": 0.7, "CA": 1.0, "K": 1.35, "CL": 1.8, "BR": 1.95}  # fmt: skip
 OTHER_SIZE, HYDROGEN_SIZE = 1.75, (0.4, 1.0)
 """Å; two of them are how near centres may come. Hydrogens on N, O, S, and on others."""
-REACH, SECOND_REACH = 3.5, 3.6
+REACH, SECOND_REACH = 3.5, 3.5
 """Å within which the first pushes look for neighbours, and what comes after."""
-ROUNDS, MORE_ROUNDS, TURNS = 10, 6, 8
+ROUNDS, MORE_ROUNDS, TURNS = 10, 6, 6
 """Pushes with the first neighbours, then with those found anew; turns of hydrogens."""
 PUSH, DRIFT, PULL, STEP = 0.4, 0.5, 0.2, 0.4
 """Share of an overlap that a push takes; of the last push that goes on; of the way back that the
@@ -265,15 +265,18 @@ def _pushed(
     n = len(owner)
     # What stays where it is shares one more column.
     second = second.clamp(max=n)
+    share = torch.where(second < n, 0.5, 1.0)
     shift = last = torch.zeros(3, n + 1)
     for k in range(rounds + 1):
         now = vectors + shift.index_select(1, second) - shift.index_select(1, first)
         if k == rounds:
             break
         distance = now.square().sum(0).sqrt_().clamp_(min=0.1)
-        now *= PUSH * (apart / distance - 1).clamp_(min=0) * torch.where(second < n, 0.5, 1.0)
+        (near,) = torch.nonzero(distance < apart, as_tuple=True)
+        i, j = first[near], second[near]
+        now = now.index_select(1, near) * (PUSH * share[near] * (apart / distance - 1)[near])
         step = DRIFT * last
-        step.index_add_(1, second, now).index_add_(1, first, now, alpha=-1)
+        step.index_add_(1, j, now).index_add_(1, i, now, alpha=-1)
         step[:, n] = 0
         size = step.square().sum(0).sqrt()
         last = step * (STEP / size.clamp(min=STEP))

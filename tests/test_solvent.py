@@ -224,6 +224,13 @@ def test_bad_files_are_refused(tmp_path, text):
         template_of(tmp_path / "bad.yaml", text)
 
 
+def test_mapping_commands_say_what_a_bead_stands_for(tmp_path):
+    assert "stands for 4 waters" in ok("mapping", "show", "W")
+    assert "stands for NA, charge +1" in ok("mapping", "show", "NA")
+    (tmp_path / "x.yaml").write_text("residue: HD\nkind: solvent\nbeads: {H: }\nwaters: 1\n")
+    assert "HD, stands for 1 water: good" in ok("mapping", "check", tmp_path / "x.yaml")
+
+
 def test_every_shipped_file_says_what_it_stands_for():
     for path in (Path(__file__).parents[1] / "mappings" / "solvent").iterdir():
         table = yaml.safe_load(path.read_text())

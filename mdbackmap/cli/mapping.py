@@ -10,6 +10,7 @@ from mdbackmap.cli.common import counted, wrapped
 
 if TYPE_CHECKING:
     from mdbackmap.mapping.schema import State
+    from mdbackmap.mapping.template import Template
 
 
 @click.group()
@@ -67,12 +68,22 @@ def show(residue: str, names: tuple[str, ...]) -> None:
                     hung = template.names[anchor] if anchor >= 0 else f"bead {bead}"
                     text += f"  level {template.levels[atom]}, hangs from {hung}"
                 click.echo(f"    {template.names[atom]:5s}{template.elements[atom]:3s}{text}")
+        stands_for = _without_model(template)
+        if stands_for:
+            click.echo(f"  stands for {stands_for}")
         for key, where in (("states", ""), ("states_first", " at the start of a chain"),
                            ("states_last", " at the end of a chain")):  # fmt: skip
             states = getattr(spec, key) or {}
             if states:
                 told = ", ".join(_limits(name, state) for name, state in states.items())
                 click.echo(f"  states{where}: {told}")
+
+
+def _without_model(template: Template) -> str:
+    """What water or an ion stands for; empty for anything else."""
+    if template.spec.waters:
+        return counted(template.spec.waters, "water")
+    return f"{template.ion[0]}, charge {template.ion[1].charge:+d}" if template.ion else ""
 
 
 def _limits(name: str, state: State) -> str:
@@ -99,6 +110,10 @@ def check(paths: tuple[str, ...]) -> None:
             continue
         for template in templates:
             terms = template.constraints
+            if not template.has_atoms:
+                stands_for = _without_model(template) or "nothing, and left out"
+                click.echo(f"{template.source}: {template.residue}, stands for {stands_for}: good")
+                continue
             click.echo(
                 f"{template.source}: {template.residue}, {template.n_beads} beads, "
                 f"{template.n_atoms} heavy atoms, {len(terms.bonds)} bonds, "
