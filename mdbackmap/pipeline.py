@@ -289,7 +289,9 @@ class Backmapper:
                 if whole else self.system.of_residues(residues)
             )  # fmt: skip
             if own is None:
-                self._parts.append((ConformerPredictor(part), beads, atoms))
+                self._parts.append(
+                    (ConformerPredictor(part, drawn=self.options.draw), beads, atoms)
+                )
                 continue
             predictor = NetworkPredictor(part, own, self.options.chunk_size)
             self._parts.append((predictor, beads, atoms))

@@ -150,11 +150,13 @@ class ConformerPredictor:
 
     Each bead's atoms are then moved with it, so that every bead is where it should be; what that
     does to the bonds between beads is for idealisation to mend. Alkyl chains play no part in the
-    fit: they are drawn later (`mdbackmap.tails`).
+    fit.
 
     Parameters
     ----------
     system : System
+    drawn : bool
+        Alkyl chains are drawn later (`mdbackmap.tails`); until then their atoms are on their beads.
 
     Raises
     ------
@@ -162,9 +164,9 @@ class ConformerPredictor:
         RDKit is not installed, or finds no conformer.
     """
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, *, drawn: bool) -> None:
         self.system = system
-        self._kinds = [_Fitted(system, k) for k in range(len(system.templates))]
+        self._kinds = [_Fitted(system, k, drawn=drawn) for k in range(len(system.templates))]
 
     def __call__(self, beads: np.ndarray, box: np.ndarray | None, noise: float) -> Tensor:
         """Return positions of the atoms; see `Predictor`. Other molecules play no part."""
@@ -177,8 +179,9 @@ class ConformerPredictor:
 class _Fitted:
     """All residues of one template."""
 
-    def __init__(self, system: System, number: int) -> None:
+    def __init__(self, system: System, number: int, *, drawn: bool) -> None:
         template: Template = system.templates[number]
+        chains = chains_of(template)
         here = np.flatnonzero(system.residue_template == number)
         self.atoms = np.searchsorted(system.atoms.residue, here)[:, None] + np.arange(
             template.n_atoms
@@ -187,14 +190,20 @@ class _Fitted:
             template.n_beads
         )
         self.atom_bead = template.atom_bead
-        self.atoms_at = conformers(template)
+        stiff = np.setdiff1d(np.arange(template.n_beads), [b for c in chains for b in c.beads])
+        enough = len(stiff) >= FEWEST
+        self.fitted = stiff if enough else np.arange(template.n_beads)
+        if drawn and enough:
+            # Two carbons of a chain stand for what is drawn from there on.
+            later = tuple(a for chain in chains for a in chain.atoms[2:].tolist())
+            self.atoms_at = conformers(template, later).copy()
+            self.atoms_at[:, [a for chain in chains for a in chain.atoms]] = 0.0
+        else:
+            self.atoms_at = conformers(template)
         bead, atom = template.members.T
         self.beads_at = np.zeros((len(self.atoms_at), template.n_beads, 3))
         for k in range(len(bead)):
             self.beads_at[:, bead[k]] += template.weights[k] * self.atoms_at[:, atom[k]]
-        drawn = [b for chain in chains_of(template) for b in chain.beads.tolist()]
-        stiff = np.setdiff1d(np.arange(template.n_beads), drawn)
-        self.fitted = stiff if len(stiff) >= FEWEST else np.arange(template.n_beads)
 
     def place(self, beads: np.ndarray, positions: np.ndarray) -> None:
         """Write the positions of the atoms, given those of all beads."""

@@ -12,11 +12,13 @@ import pytest
 from mdbackmap.errors import FrameError, OutputFileError
 from mdbackmap.hydrogens.atoms import AllAtoms
 from mdbackmap.hydrogens.protonation import decide
+from mdbackmap.io.conversion import backmap
 from mdbackmap.io.segments import write_frames
 from mdbackmap.io.topology import bead_universe, blank_universe
 from mdbackmap.io.writing import Parts, plan_outputs
+from mdbackmap.mapping.conformers import conformers
 from mdbackmap.mapping.library import Library
-from mdbackmap.mapping.system import from_beads
+from mdbackmap.mapping.system import from_beads, one_molecule
 from mdbackmap.structure import Frame, Particles
 
 from helpers_io import DATA, GRO, MEMBRANE, TPR, XTC, load, ok, positions, unchanged
@@ -357,3 +359,21 @@ def test_links_to_an_input_are_seen(tmp_path):
     (tmp_path / "link.xtc").symlink_to(tmp_path / "cg.xtc")
     with pytest.raises(OutputFileError, match="is an input file"):
         plan_outputs(tmp_path / "link.xtc", None, 2, [TPR, tmp_path / "cg.xtc"])
+
+
+def test_names_that_a_pdb_cannot_hold_get_another_topology(library, tmp_path):
+    """CER180 has six letters."""
+    pytest.importorskip("rdkit")
+    template = library.candidates("CER180")[0]
+    system = one_molecule(template)
+    beads = Particles(
+        np.array(template.bead_names), np.full(template.n_beads, "CER180"),
+        np.ones(template.n_beads, dtype=int), np.full(template.n_beads, ""),
+    )  # fmt: skip
+    universe = bead_universe(beads)
+    universe.atoms.positions = system.map_positions(conformers(template)[0])
+    done = backmap(universe, tmp_path / "aa.xtc", hydrogens=False)
+    assert done.topology == tmp_path / "aa.cif"
+    assert set(load(done.topology, tmp_path / "aa.xtc").residues.resnames) == {"CER180"}
+    with pytest.raises(OutputFileError, match=r"4 letters of a name; longer are CER180\)\n.*\.cif"):
+        backmap(universe, tmp_path / "aa.pdb", hydrogens=False)

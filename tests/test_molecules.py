@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from mdbackmap.errors import ConfigError, MappingError, ModelError
 from mdbackmap.geometry.superpose import superpose
+from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.conformers import conformers, dynamics
 from mdbackmap.mapping.library import Library, load_templates, mappings_root
 from mdbackmap.mapping.system import from_beads, one_molecule
 from mdbackmap.models import checkpoint
 from mdbackmap.models.library import shipped
 from mdbackmap.pipeline import Backmapper, Options
+from mdbackmap.predictors import ConformerPredictor
 from mdbackmap.structure import Frame, Particles
 from mdbackmap.training.molecule import train_molecule
 from mdbackmap.validation import Checker
@@ -314,3 +316,29 @@ def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(na
         for what in ("bonds", "stereocentres", "double_bonds"):
             assert counts[what].wrong == 0, what
         assert np.linalg.norm(system.map_positions(found) - beads, axis=1).max() < 1.0
+
+
+def test_chains_that_are_drawn_need_no_conformers():
+    """The rest keeps its hands and bonds, and is where it would be with them."""
+    template = Library.load().candidates("SAPI24")[0]
+    chains = [a for chain in chains_of(template) for a in chain.atoms.tolist()]
+    later = tuple(a for chain in chains_of(template) for a in chain.atoms[2:].tolist())
+    found, terms = conformers(template, later), template.constraints
+    kept = np.setdiff1d(np.arange(template.n_atoms), later)
+    assert np.isnan(found[:, later]).all()
+    assert np.isfinite(found[:, kept]).all()
+    bonds = np.isin(terms.bonds, kept).all(axis=1)
+    assert 0 < bonds.sum() < len(bonds)
+    for positions in found:
+        ends = positions[terms.bonds[bonds]]
+        length = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
+        assert length == pytest.approx(terms.bond_length[bonds], abs=0.15)
+        centres = (np.abs(terms.volume) > 1) & np.isin(terms.volumes, kept).all(axis=1)
+        assert centres.sum() == 7
+        signs = volumes(positions[None], terms.volumes[centres])[0]
+        assert (np.sign(signs) == np.sign(terms.volume[centres])).all()
+    system, truth = one_molecule(template), np.nan_to_num(found[1])
+    beads = system.map_positions(truth).astype(np.float32)
+    rest = np.setdiff1d(np.arange(template.n_atoms), chains)
+    laid = ConformerPredictor(system, drawn=True)(beads, None, 0.0).numpy()
+    assert laid[rest] == pytest.approx(truth[rest], abs=0.01)

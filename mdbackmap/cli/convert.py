@@ -47,7 +47,8 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--select", help="MDAnalysis selection of the beads to use. Default: all.")
 @slice_options
 @click.option("--topology-out", type=click.Path(), help="All-atom topology to write. Default: "
-              "OUTPUT with the suffix .pdb, unless OUTPUT itself names its atoms.")  # fmt: skip
+              "OUTPUT with the suffix .pdb (.cif where names need it), unless OUTPUT itself names "
+              "its atoms.")  # fmt: skip
 @click.option("--skip-unknown", is_flag=True, help="Leave out beads that no mapping knows.")
 @click.option("--chunk-size", type=click.IntRange(1), default=None, help="Beads predicted "
               "together: changes speed and memory, not the answer.")  # fmt: skip

@@ -24,7 +24,7 @@ from mdbackmap.io.simulation import check_simulation, write_notes, write_simulat
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import blank_universe
 from mdbackmap.io.transformation import Mapping, Models, inspected, lay_out
-from mdbackmap.io.writing import Outcome, plan_outputs
+from mdbackmap.io.writing import Outcome, fits_pdb, plan_outputs
 from mdbackmap.mapping.system import System
 from mdbackmap.memory import chunk_size
 from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
@@ -95,7 +95,8 @@ def backmap(
     start, stop, step : int, optional
         Frames to convert.
     topology_out : str or Path, optional
-        All-atom topology to write; by default beside the output, unless that names its atoms.
+        All-atom topology to write; by default beside the output, unless that names its atoms: a
+        PDB file, or mmCIF where names of residues are too long for one.
     jobs : int
         Processes to share the work on this machine. Scripts that ask for several must guard their
         top level with ``if __name__ == "__main__":``.
@@ -158,6 +159,8 @@ def backmap(
                 system.n_beads, system.n_atoms, share, system.n_beads if gpu else CHUNK_SIZE
             )
         backmapper = inspected(Backmapper(system, model, Options(**options)), source)
+        if topology_out is None and names and not fits_pdb(backmapper.atoms):
+            names = plan_outputs(output, names.with_suffix(".cif"), len(frames), source.files)
         if write_topology:
             check_simulation(backmapper)
         blank = functools.partial(blank_universe, system, backmapper.atoms)

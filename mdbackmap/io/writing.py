@@ -22,7 +22,7 @@ from mdbackmap.errors import FrameError, OutputFileError
 from mdbackmap.io.cif import CIFText
 from mdbackmap.io.files import free_quietly, quiet_guesses
 from mdbackmap.io.pdb import PDBText, refuse_long_names
-from mdbackmap.structure import Frame
+from mdbackmap.structure import AtomTable, Frame
 
 PDB = (".pdb", ".ent", ".pdb.gz", ".pdb.bz2")
 CIF = (".cif", ".mmcif", ".cif.gz", ".mmcif.gz")
@@ -302,6 +302,11 @@ def squeezer(path: str | Path) -> Callable[[bytes], bytes]:
     return known.get(Path(path).suffix.lower(), bytes)
 
 
+def fits_pdb(atoms: AtomTable) -> bool:
+    """Whether a PDB file has room for the names of atoms and residues."""
+    return max(np.char.str_len(own).max() for own in (atoms.names, atoms.resnames)) <= 4
+
+
 def check_names(path: str | Path, universe: mda.Universe) -> None:
     """Refuse, before any work, names that a format cannot hold.
 
@@ -315,7 +320,9 @@ def check_names(path: str | Path, universe: mda.Universe) -> None:
         if columns:
             refuse_long_names(universe, columns)
     except ValueError as error:
-        raise OutputFileError(f"{path}: cannot be written ({error})") from error
+        raise OutputFileError(
+            f"{path}: cannot be written ({error})\n  Hint: .cif has room for any name."
+        ) from error
 
 
 def _check_dcd(path: Path, n_frames: int) -> None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SEED = 7
 MOST, LARGE, FEW = 40, 60, 10
-"""Conformers of a molecule that are fitted to beads; of one with more heavy atoms, fewer."""
+"""Conformers of a molecule that are fitted to beads; of one with more heavy atoms, or in part,
+fewer."""
 TEMPERATURE = 300.0
 """K, of the dynamics that training frames come from."""
 FRICTION = 0.01
@@ -36,12 +37,20 @@ _ACCELERATION = 4.184e-4
 
 
 @functools.lru_cache(maxsize=256)
-def conformers(template: Template) -> np.ndarray:
+def conformers(template: Template, without: tuple[int, ...] = ()) -> np.ndarray:
     """Return low-energy conformers of a template, heavy atoms in its order.
+
+    Parameters
+    ----------
+    template : Template
+    without : tuple of int
+        Atoms to leave out, as chains that are drawn later: hydrogens take the place of those
+        next to the others. It makes conformers of a lipid's head a matter of a second.
 
     Returns
     -------
     ndarray, shape=(k, n_atoms, 3), float64, Å
+        Not numbers for atoms left out.
 
     Raises
     ------
@@ -49,9 +58,36 @@ def conformers(template: Template) -> np.ndarray:
         RDKit is not installed, or cannot make sense of the bonds of the mapping.
     """
     mol = _molecule(template)
-    _embed(mol, template, MOST if template.n_atoms <= LARGE else FEW)
+    rows = kept = np.setdiff1d(np.arange(template.n_atoms), without)
+    if without:
+        mol, left = _cut(mol, set(without))
+        rows = np.searchsorted(left, kept)
+    _embed(mol, template, MOST if len(kept) <= LARGE and not without else FEW)
     _minimise(mol)
-    return positions(mol)[:, : template.n_atoms]
+    found = positions(mol)
+    result = np.full((len(found), template.n_atoms, 3), np.nan)
+    result[:, kept] = found[:, rows]
+    return result
+
+
+def _cut(mol: Mol, without: set[int]) -> tuple[Mol, list[int]]:
+    """Take atoms out, and put hydrogens where bonds to them were cut; tells which are left."""
+    from rdkit import Chem
+
+    cut = Chem.RWMol(mol)
+    gone, caps = [], []
+    for k in without:
+        near = [other.GetIdx() for other in mol.GetAtomWithIdx(k).GetNeighbors()]
+        gone += [n for n in near if mol.GetAtomWithIdx(n).GetAtomicNum() == 1]
+        (gone if without.issuperset(set(near) - set(gone)) else caps).append(k)
+    for k in caps:
+        # As hydrogens keep the order of neighbours, and with it the hands of centres.
+        cut.ReplaceAtom(k, Chem.Atom(1), preserveProps=False)
+    for k in sorted(gone, reverse=True):
+        cut.RemoveAtom(k)
+    Chem.SanitizeMol(cut)
+    left = [k for k in range(mol.GetNumAtoms()) if k not in set(gone)]
+    return cut.GetMol(), left
 
 
 def dynamics(template: Template, starts: int, frames: int, every: int = 200) -> np.ndarray:

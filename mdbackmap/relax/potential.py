@@ -37,8 +37,8 @@ STEREO_VOLUME, STEREO_KEPT, STEREO_HOLD = 0.5, 0.3, 100.0
 """Å^3 beyond which a centre is one; share of its volume below which it is held; kJ/mol/Å^6."""
 TORSION_FREE, TORSION_HOLD, MOST_TORSION = 8.0, 600.0, 60.0
 """Degrees from 0 or 180 beyond which double bonds and peptides are held; kJ/mol/rad^2, and
-kJ/mol/rad that no torsion ever feels more of. Angles of simulated beads are strained, and would rather twist
-peptides than relax."""
+kJ/mol/rad that no torsion ever feels more of. Angles of simulated beads are strained, and would
+rather twist peptides than relax."""
 TURN_FREE, TURN_HOLD, MOST_TURN = 5.0, 300.0, 15.0
 """The same of phi and psi, from where they were; more would twist peptides instead."""
 PLANE_FREE, PLANE_HOLD = 6.0, 400.0

@@ -133,7 +133,7 @@ def train_molecule(
 
 def _fitted(system: System, frames: np.ndarray) -> float:
     """Mean RMSD of conformers fitted to the beads of frames, Å."""
-    predictor = ConformerPredictor(system)
+    predictor = ConformerPredictor(system, drawn=False)
     errors = []
     for positions in frames:
         found = predictor(system.map_positions(positions).astype(np.float32), None, 0.0).numpy()
