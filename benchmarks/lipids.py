@@ -28,6 +28,7 @@ import numpy as np
 from mdbackmap.cli.common import progress, set_threads
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.rings import RING_SIZES
+from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System
 from mdbackmap.mapping.template import Template
@@ -51,6 +52,8 @@ GAUCHE, COLLAPSED = 120.0, 30.0
 """Degrees: a torsion nearer to cis than this is gauche; no chain is as near to cis as the other."""
 SKEW = (60.0, 150.0)
 """Degrees between which a torsion beside a double bond is skew, as nearly all are."""
+OVERLAP = 2.0
+"""Å between atoms of two molecules, nearer than which neither can be right."""
 SHORT = 2.3
 """Å between atoms two bonds apart in a chain; 2.5 is usual."""
 BARS = {
@@ -687,6 +690,26 @@ def _bars(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -
     return bars
 
 
+def sound_molecules(system: System, positions: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+    """Tell residues from those that overlap another one: boxes of some files are not theirs.
+
+    Parameters
+    ----------
+    positions : ndarray, shape=(system.n_atoms, 3), Å
+    box : ndarray, shape=(3, 3), Å, or None
+
+    Returns
+    -------
+    ndarray, shape=(n_residues,), bool
+    """
+    residue = system.atoms.residue
+    first, second, _ = close_pairs(positions, box, OVERLAP)
+    met = residue[np.stack([first, second])[:, residue[first] != residue[second]]]
+    sound = np.ones(len(system.residue_template), dtype=bool)
+    sound[met.ravel()] = False
+    return sound
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--model", default="martini3", show_default=True, help="Shipped model or file.")
@@ -731,6 +754,13 @@ def main(files, model, mapping, noise, no_idealise, stride, stop, bars, totals, 
         path = Path(name)
         frames = known_systems(path, library, weights, stride)
         for truth, positions, box, usable in islice(frames, stop):
+            sound = sound_molecules(truth, positions, box)
+            if not sound.all():
+                names = truth.residue_names[~sound].tolist()
+                measured.left_out.update(f"{name} (overlaps others in {path.name})"
+                                         for name in names)  # fmt: skip
+                truth, _, own = truth.of_residues(sound)
+                positions, usable = positions[own], usable[own]
             system, atoms, reference, _ = backmap_structure(
                 truth, positions, box, usable, library, weights, options
             )
