@@ -338,6 +338,20 @@ def test_unknown_beads_are_listed_with_counts():
     assert "--skip-unknown" in text
 
 
+@pytest.mark.parametrize(
+    ("resname", "names", "advice"),
+    [
+        ("TRP", ["BB", "SC1", "SC2", "SC3", "SC4"], "mapping martini2 knows them"),
+        ("ALA", ["N", "CA", "C", "O", "CB"], "'mdbackmap map' makes beads of atoms"),
+    ],
+)
+def test_what_unknown_beads_may_be(resname, names, advice):
+    build = Builder()
+    build.residue(resname, 1, (0, 0, 0), names=names)
+    with pytest.raises(UnknownBeadError, match=advice):
+        build.system()
+
+
 def test_unknown_beads_are_counted_when_they_are_skipped():
     build = Builder()
     build.chain(["ALA", "GLY"])

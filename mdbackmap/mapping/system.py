@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.ramachandran import kind_of
-from mdbackmap.mapping.library import Library, inner_variant, terminal_variant
+from mdbackmap.mapping.library import Library, inner_variant, shipped, terminal_variant
 from mdbackmap.mapping.solvent import Collector, Solvent
 from mdbackmap.mapping.template import Template, link_constraints
 from mdbackmap.structure import AtomTable, Frame, Particles, split_residues
@@ -391,9 +391,8 @@ def from_beads(
         rows = [f"{count} x {text}; first {first[text]}" for text, count in unknown.most_common()]
         raise UnknownBeadError(
             f"{particles.source}: {sum(unknown.values())} residues have beads that the mapping "
-            f"({library.source}) does not know:\n{listing(rows)}\n"
-            "  Hint: add a mapping file with --mapping FILE, or leave them out with "
-            "--skip-unknown."
+            f"({library.source}) does not know:\n{listing(rows)}\n  Hint: "
+            + _advice(particles, library)
         )
     for text, count in unknown.items():
         left_out[f"unknown: {text}"] += count
@@ -533,6 +532,27 @@ def _match_beads(
                          str(particles.segids[start]), r, key[0])
             )  # fmt: skip
     return residues, left_out, unknown, first
+
+
+def _advice(particles: Particles, library: Library) -> str:
+    """Say what particles that a library does not know may be."""
+    residue = split_residues(particles)
+    names = np.split(particles.names, np.flatnonzero(np.diff(residue)) + 1)
+    kinds = set(zip(particles.resnames[np.flatnonzero(np.diff(residue, prepend=-1))].tolist(),
+                    (tuple(own.tolist()) for own in names), strict=True))  # fmt: skip
+    lost = [kind for kind in kinds
+            if not library.match_beads(*kind) and not library.is_skipped(*kind)]  # fmt: skip
+    if 2 * sum(library.match_atoms(*kind) is not None for kind in lost) > len(lost):
+        return "these look like atoms already; 'mdbackmap map' makes beads of atoms."
+    for name in shipped():
+        if name not in library.source and all(map(_knows(name), lost)):
+            return f"mapping {name} knows them: --mapping {name}"
+    return "add a mapping file with --mapping FILE, or leave them out with --skip-unknown."
+
+
+def _knows(mapping: str) -> Callable[[tuple[str, tuple[str, ...]]], bool]:
+    library = Library.load([mapping])
+    return lambda kind: bool(library.match_beads(*kind) or library.is_skipped(*kind))
 
 
 def _polymer_neighbours(residues: Sequence[_Residue]) -> np.ndarray:
