@@ -24,9 +24,10 @@ SIZE = {"O": 1.4, "N": 1.4, "C": 1.75, "S": 1.85, "P": 2.0, "F": 1.4, "NA": 1.0,
         "ZN": 0.7, "CA": 1.0, "K": 1.35, "CL": 1.8, "BR": 1.95}  # fmt: skip
 OTHER_SIZE, HYDROGEN_SIZE = 1.75, (0.4, 1.0)
 """Å; two of them are how near centres may come. Hydrogens on N, O, S, and on others."""
-REACH, SECOND_REACH = 3.5, 3.5
-"""Å within which the first pushes look for neighbours, and what comes after."""
-ROUNDS, MORE_ROUNDS, TURNS = 10, 6, 6
+REACH, FADE = 3.5, 0.3
+"""Å within which neighbours are looked for, and over which, short of it, they cease to turn one
+another."""
+ROUNDS, MORE_ROUNDS, TURNS = 10, 8, 7
 """Pushes with the first neighbours, then with those found anew; turns of hydrogens."""
 PUSH, DRIFT, PULL, STEP = 0.4, 0.5, 0.2, 0.4
 """Share of an overlap that a push takes; of the last push that goes on; of the way back that the
@@ -112,9 +113,9 @@ class SolventPlacer:
             Every molecule whole, about the image of its bead that was given.
         """
         sites = self.place(beads)
-        sites, touched = self._push(sites, atoms, self.heavy, REACH, ROUNDS, box)[:2]
+        sites, touched = self._push(sites, atoms, self.heavy, ROUNDS, box)[:2]
         others = self._with_hydrogens(touched)
-        sites, _, pairs = self._push(sites, atoms, others, SECOND_REACH, MORE_ROUNDS, box)
+        sites, _, pairs = self._push(sites, atoms, others, MORE_ROUNDS, box)
         sites = self._on_leash(sites, beads)
         if not self.hydrogens:
             return sites
@@ -136,7 +137,7 @@ class SolventPlacer:
         return np.append(heavy, self.light[chosen[self.bearer[self.light]]])
 
     def _push(
-        self, sites: np.ndarray, atoms: np.ndarray, others: np.ndarray, reach: float, rounds: int,
+        self, sites: np.ndarray, atoms: np.ndarray, others: np.ndarray, rounds: int,
         box: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
         """Push sites off one another and off some of the atoms.
@@ -150,7 +151,7 @@ class SolventPlacer:
             Neighbours afterwards; the second may be an atom, counted on from the sites.
         """
         n = self.n_movable
-        first, second, vectors = close_pairs(np.concatenate([sites, atoms[others]]), box, reach)
+        first, second, vectors = close_pairs(np.concatenate([sites, atoms[others]]), box, REACH)
         kept = first < n
         first, second, vectors = first[kept], second[kept], vectors[kept]
         row = np.append(np.arange(n), n + others)
@@ -184,20 +185,19 @@ class SolventPlacer:
         water = first < n
         both = water & (second < n)
         one = water & ~both
-        rows = first[one], second[one], vectors[:, one]
-        # An ion may come before the water it meets, never behind it.
-        light, last = self.turned, torch.zeros(())
-        pairs = first[both], second[both], vectors[:, both]
+        weight = ((REACH - vectors.square().sum(0).sqrt()) / FADE).clamp(0, 1)
+        pairs = first[both], second[both], vectors[:, both], weight[both]
+        # An ion comes behind the water it meets.
         near, charge = torch.from_numpy(self.near), torch.from_numpy(self.charge)
-        seen = near[rows[1]], charge[rows[1]]
+        rows = (first[one], vectors[:, one], weight[one], near[second[one]], charge[second[one]])
+        light, last = self.turned, torch.zeros(())
         for _ in range(TURNS):
             force = torch.zeros_like(light)
-            for a, b, v in _chunks(*pairs):
-                _between_waters(force, light, a, b, v)
-            for a, _, v, r, q in _chunks(*rows, *seen):
+            for a, b, v, w in _chunks(*pairs):
+                _between_waters(force, light, a, b, v, w)
+            for a, v, w, r, q in _chunks(*rows):
                 own = light.index_select(1, a).view(2, 3, -1)
-                pull = _towards(v - own, r, q).view(6, -1)
-                force.index_add_(1, a, pull)
+                force.index_add_(1, a, (w * _towards(v - own, r, q)).view(6, -1))
             step = (TURN * force + DRIFT * last).view(2, 3, -1)
             size = step.square().sum(1, keepdim=True).sqrt()
             step = step * (FARTHEST_TURN / size.clamp(min=FARTHEST_TURN))
@@ -298,13 +298,16 @@ def _towards(vectors: Tensor, near: Tensor | float, charge: Tensor | float) -> T
     return vectors * (pull - STIFF * (near - distance).clamp_(min=0) / distance)
 
 
-def _between_waters(force: Tensor, light: Tensor, a: Tensor, b: Tensor, vectors: Tensor) -> None:
+def _between_waters(
+    force: Tensor, light: Tensor, a: Tensor, b: Tensor, vectors: Tensor, weight: Tensor
+) -> None:
     """Add what waters a and b, oxygens at vectors from one another, do to their hydrogens."""
     of_a, of_b = (light.index_select(1, k).view(2, 3, -1) for k in (a, b))
     between = _towards(vectors + of_b[None] - of_a[:, None], NEAR_HYDROGEN, 1.0)
     on_a = _towards(vectors - of_a, NEAR_POLAR, OXYGEN_CHARGE) + between.sum(1)
     on_b = _towards(-vectors - of_b, NEAR_POLAR, OXYGEN_CHARGE) - between.sum(0)
-    force.index_add_(1, a, on_a.view(6, -1)).index_add_(1, b, on_b.view(6, -1))
+    force.index_add_(1, a, (weight * on_a).view(6, -1))
+    force.index_add_(1, b, (weight * on_b).view(6, -1))
 
 
 def _rigid(light: Tensor) -> Tensor:

@@ -325,8 +325,8 @@ def test_images_of_beads_move_their_molecules_and_nothing_else(lay, box):
     shift = np.random.default_rng(1).integers(-2, 3, (len(beads), 3)) @ box
     there = placer((beads + shift).astype(np.float32), NOWHERE, box)
     each = np.where(system.solvent.waters, 3 * system.solvent.waters, 1)
-    # Float32 of other coordinates; where pushes just meet, the difference grows.
-    np.testing.assert_allclose(there - np.repeat(shift, each, axis=0), here, atol=0.02)
+    # Float32 of other coordinates, and sixteen sweeps that let differences grow.
+    np.testing.assert_allclose(there - np.repeat(shift, each, axis=0), here, atol=0.005)
 
 
 def test_frames_share_orientations_and_seeds_do_not(lay):
