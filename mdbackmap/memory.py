@@ -12,25 +12,31 @@ PROCESS = 490_000_000
 """Bytes of a process that has everything imported and a model loaded."""
 PER_BEAD, PER_ATOM = 2_000, 1_400
 """Bytes that a frame takes for every bead and every heavy atom."""
+PER_SOLVENT_ATOM = 1_200
+"""Bytes for every atom of water and ions; most of it is taken while a topology is written."""
 PER_BEAD_IN_CHUNK = 70_000
 """Bytes for every bead that is predicted together with others."""
 SMALLEST_CHUNK = 32
 """Beads; smaller chunks save nothing."""
 
 
-def needed(n_beads: int, n_atoms: int, chunk_size: int) -> int:
+def needed(n_beads: int, n_atoms: int, chunk_size: int, n_solvent: int = 0) -> int:
     """Return the bytes that backmapping takes at most, about.
 
     Parameters
     ----------
     n_atoms : int
         Heavy atoms.
+    n_solvent : int
+        Atoms of water and ions, hydrogens included.
     """
-    chunk = min(chunk_size, n_beads)
-    return PROCESS + PER_BEAD * n_beads + PER_ATOM * n_atoms + PER_BEAD_IN_CHUNK * chunk
+    frame = PER_BEAD * n_beads + PER_ATOM * n_atoms + PER_SOLVENT_ATOM * n_solvent
+    return PROCESS + frame + PER_BEAD_IN_CHUNK * min(chunk_size, n_beads)
 
 
-def chunk_size(n_beads: int, n_atoms: int, limit: float, largest: int) -> int:
+def chunk_size(
+    n_beads: int, n_atoms: int, limit: float, largest: int, n_solvent: int = 0
+) -> int:  # fmt: skip
     """Return the number of beads to predict together so that a process stays below a limit.
 
     Parameters
@@ -41,20 +47,25 @@ def chunk_size(n_beads: int, n_atoms: int, limit: float, largest: int) -> int:
         Bytes.
     largest : int
         Beads; more would gain nothing.
+    n_solvent : int
+        Atoms of water and ions, hydrogens included.
 
     Raises
     ------
     MemoryLimitError
         Not even the smallest chunk fits.
     """
-    least = needed(n_beads, n_atoms, SMALLEST_CHUNK)
+    least = needed(n_beads, n_atoms, SMALLEST_CHUNK, n_solvent)
     if least > limit:
+        what, hint = f"{n_beads} beads", "--select"
+        if n_solvent:
+            what, hint = f"{what} and {n_solvent} atoms of water and ions", "--solvent drop"
         raise MemoryLimitError(
-            f"{n_beads} beads take about {_words(least)} in every process, but only "
+            f"{what} take about {_words(least)} in every process, but only "
             f"{_words(limit)} are allowed for one\n  Hint: allow more, use fewer --jobs, or "
-            "backmap a part of the system with --select."
+            f"backmap a part of the system with {hint}."
         )
-    spare = limit - needed(n_beads, n_atoms, 0)
+    spare = limit - needed(n_beads, n_atoms, 0, n_solvent)
     return max(SMALLEST_CHUNK, min(largest, int(spare / PER_BEAD_IN_CHUNK)))
 
 

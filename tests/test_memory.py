@@ -56,6 +56,9 @@ def test_what_cannot_fit_is_refused_before_it_starts(weights, tmp_path):
     assert not list(tmp_path.glob("aa*"))
     said = fails(*words, "--max-memory", "1.2G", "--jobs", 2)
     assert "but only 400 MB are allowed for one" in said
+    said = fails(*words, "--max-memory", "100M", "--solvent", "keep")
+    assert "166 beads and 17402 atoms of water and ions take about" in said
+    assert "--solvent drop" in said
     assert "give one" in fails(*words, "--max-memory", "1G", "--chunk-size", 9, code=2)
 
 

@@ -154,10 +154,12 @@ def backmap(
         system = lay_out(source, mapping, skip_unknown=skip_unknown, solvent=asked.solvent)
         if max_memory is not None:
             share = max_memory / (jobs + 1 if jobs > 1 else 1)
-            gpu = options.get("device", "cpu") != "cpu"
+            largest = CHUNK_SIZE if asked.device == "cpu" else system.n_beads
+            solvent = system.solvent
             options["chunk_size"] = chunk_size(
-                system.n_beads, system.n_atoms, share, system.n_beads if gpu else CHUNK_SIZE
-            )
+                system.n_beads, system.n_atoms, share, largest,
+                solvent.n_atoms(hydrogens=asked.hydrogens) if solvent else 0,
+            )  # fmt: skip
         backmapper = inspected(Backmapper(system, model, Options(**options)), source)
         if topology_out is None and names and not fits_pdb(backmapper.atoms):
             names = plan_outputs(output, names.with_suffix(".cif"), len(frames), source.files)
