@@ -96,7 +96,10 @@ class Frame:
 
 
 class Stand:
-    """One system, ready to be backmapped, relaxed and simulated."""
+    """One system, ready to be backmapped, relaxed and simulated.
+
+    ``placed`` is the last frame as it was before it was relaxed.
+    """
 
     def __init__(self, trajectory: Path, topology: Path | None, force_field: str) -> None:
         self.source = CGSource.open(trajectory, topology)
@@ -120,7 +123,7 @@ class Stand:
         whole = self.backmapper.unwrap(
             frame.positions[self.backmapper.layout.bead_source], frame.box
         )
-        placed = self.backmapper(whole, frame.box, k)
+        self.placed = placed = self.backmapper(whole, frame.box, k)
         atoms = self.stage(placed, whole, frame.box, k)
         found = Frame(k, self.stage.results[k].row(), self.count(placed, frame.box),
                       self.count(atoms, frame.box))  # fmt: skip

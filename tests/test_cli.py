@@ -512,9 +512,10 @@ def test_mapping_show():
     for line in ("  BB", "  SC1", "  SC2"):
         assert line in said.splitlines()
     assert "level 1, hangs from bead SC2" in said
-    assert "states: LYS, LYN (above pH 10)" in said
-    assert "states at the start of a chain: NH3+, NH2" in said
-    assert "CYX (bridged)" in ok("mapping", "show", "CYS")
+    assert "bears HZ1 HZ2 HZ3" in said
+    assert "states: LYS, LYN (above pH 10, NZ: HZ2 HZ3)" in said
+    assert "states at the start of a chain: NH3+ (N: H H2 H3), NH2 (N: H H2)" in said
+    assert "CYX (bridged, SG: no hydrogen)" in ok("mapping", "show", "CYS")
     assert "CHL1" in ok("mapping", "show", "CHOL")
     assert "residue 'XYZ': not in martini3" in fails("mapping", "show", "XYZ")
 

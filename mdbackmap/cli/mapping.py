@@ -39,8 +39,12 @@ def list_() -> None:
 @click.option("--mapping", "names", multiple=True, default=("martini3",), show_default=True,
               metavar="NAME|PATH")  # fmt: skip
 def show(residue: str, names: tuple[str, ...]) -> None:
-    """Show how RESIDUE (name or alias) is mapped: beads, atoms, anchors, levels."""
+    """Show how RESIDUE (name or alias) is mapped: beads, atoms, anchors, levels, hydrogens, states.
+
+    Hydrogens are those of the first state, inside a chain; states say what differs.
+    """
     from mdbackmap.errors import MappingError
+    from mdbackmap.mapping.hydrogens import Place, hydrogen_names
     from mdbackmap.mapping.library import Library
 
     library = Library.load(names)
@@ -52,6 +56,7 @@ def show(residue: str, names: tuple[str, ...]) -> None:
         spec = template.spec
         click.echo(f"{template.residue}  {spec.name}  ({template.kind}; beads at the centre of "
                    f"{spec.centre}, hydrogens {spec.hydrogens})")  # fmt: skip
+        hydrogens = hydrogen_names(template, Place(state=next(iter(spec.states or ()), None)))
         if spec.aliases:
             click.echo(f"  also called {' '.join(spec.aliases)}")
         if spec.source:
@@ -67,6 +72,7 @@ def show(residue: str, names: tuple[str, ...]) -> None:
                 if own:
                     hung = template.names[anchor] if anchor >= 0 else f"bead {bead}"
                     text += f"  level {template.levels[atom]}, hangs from {hung}"
+                    text += f"; bears {' '.join(hydrogens[atom])}" if hydrogens[atom] else ""
                 click.echo(f"    {template.names[atom]:5s}{template.elements[atom]:3s}{text}")
         stands_for = _without_model(template)
         if stands_for:
@@ -91,6 +97,7 @@ def _limits(name: str, state: State) -> str:
     limits = [f"{word} pH {limit:g}" for word, limit in (("below", state.below),
               ("above", state.above)) if limit is not None]  # fmt: skip
     limits += ["bridged"] if state.bridged == "yes" else []
+    limits += [f"{atom}: {' '.join(own) or 'no hydrogen'}" for atom, own in state.hydrogens.items()]
     return f"{name} ({', '.join(limits)})" if limits else name
 
 
