@@ -513,7 +513,7 @@ def test_mapping_show():
         assert line in said.splitlines()
     assert "level 1, hangs from bead SC2" in said
     assert "bears HZ1 HZ2 HZ3" in said
-    assert "states: LYS, LYN (above pH 10, NZ: HZ2 HZ3)" in said
+    assert "states: LYS, LYN (above pH 10, NZ: HZ1 HZ2)" in said
     assert "states at the start of a chain: NH3+ (N: H H2 H3), NH2 (N: H H2)" in said
     assert "CYX (bridged, SG: no hydrogen)" in ok("mapping", "show", "CYS")
     assert "CHL1" in ok("mapping", "show", "CHOL")
