@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import ConfigError, FrameError, ModelError, listing
-from mdbackmap.geometry.bead_bonds import lengths_by_kind, unlike
+from mdbackmap.geometry.bead_bonds import as_simulated, lengths_by_kind
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.contacts import REACH, ContactRules
 from mdbackmap.geometry.idealise import BlockIdealiser
@@ -55,9 +55,6 @@ IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
 ones the network makes fewer outliers than crystal structures have."""
 PROTEIN_MOMENTUM = 0.3
 """Of idealisation on mapped beads: proteins are nearly right and need little; lipids do not."""
-UNLIKE = 0.4
-"""Share of bead bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
-mapped proteins reach 0.27, single frames of simulations start at 0.54."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 FAR = 1e6
@@ -413,7 +410,7 @@ class Backmapper:
         """Find out whether the beads are simulated: their bonds are longer or shorter then."""
         if self.checkpoint is None:
             return
-        pairs, kind, mean, spread = self.vocabulary.bead_distances
+        pairs, kind, mean, spread, elsewhere = self.vocabulary.bead_distances
         if not len(pairs):
             return
         own = self._parts[0][1]
@@ -426,9 +423,10 @@ class Backmapper:
             return
         observed = total / count
         # Frames of one trajectory are not independent of one another.
-        differs = unlike(observed, count / np.sqrt(n_frames), mean, spread)
-        simulated = np.average(differs, weights=count) > UNLIKE
-        self._trust(self.options.noise, simulated=bool(simulated))
+        simulated, share = as_simulated(
+            observed, count / np.sqrt(n_frames), mean, spread, elsewhere
+        )
+        self._trust(self.options.noise, simulated=simulated)
         wanted = SIMULATED_NOISE if simulated else 0.0
         wanted = wanted if self.options.noise is None else self.options.noise
         if wanted > self.noise:
@@ -440,8 +438,8 @@ class Backmapper:
                 " as in simulations" if self.options.noise is None else "",
             )  # fmt: skip
         _log.info(
-            "bead bonds: %d of %d kinds unlike mapped structures; noise level %.2f Å, model %s",
-            int(differs.sum()), len(differs), self.noise, self.checkpoint.card.get("name"),
+            "bead bonds: %.0f %% of them as in simulations; noise level %.2f Å, model %s",
+            100 * share, self.noise, self.checkpoint.card.get("name"),
         )  # fmt: skip
 
     def __call__(

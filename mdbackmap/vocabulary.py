@@ -35,7 +35,8 @@ class Vocabulary:
     bead, residue : Tensor, shape=(n_beads,), int64
     atom : Tensor, shape=(n_atoms,), int64
     bead_distances : tuple of ndarray
-        ``pairs`` (m, 2), ``kind`` (m,), and per kind the mean and spread in mapped structures, Å.
+        ``pairs`` (m, 2), ``kind`` (m,), and per kind the mean and spread in mapped structures and
+        the mean in simulations (NaN: unknown), Å.
     borrowed : dict
         Bead keys the model does not know → the key whose weights they borrow.
     """
@@ -43,7 +44,7 @@ class Vocabulary:
     bead: Tensor
     residue: Tensor
     atom: Tensor
-    bead_distances: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    bead_distances: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     borrowed: dict[str, str]
 
 
@@ -230,4 +231,11 @@ def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:
     keep = known[kind] if len(kind) else np.zeros(0, bool)
     place = np.cumsum(known) - 1
     table = np.array([model.bead_distances[k] for k in kinds[known]]).reshape(-1, 2)
-    return pairs[keep], place[kind[keep]] if len(kind) else kind, table[:, 0], table[:, 1]
+    # The same two beads are as far from one another in other lipids.
+    alike = {k.partition("|")[2]: pair for k, pair in model.simulated_distances.items()}
+    simulated = [
+        model.simulated_distances.get(k, alike.get(k.partition("|")[2], (np.nan, 0.0)))[0]
+        for k in kinds[known]
+    ]
+    place = place[kind[keep]] if len(kind) else kind
+    return pairs[keep], place, table[:, 0], table[:, 1], np.array(simulated, dtype=float)

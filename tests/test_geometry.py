@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mdbackmap.geometry import ramachandran
-from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names, unlike
+from mdbackmap.geometry.bead_bonds import as_simulated, bead_pairs, pair_names, unlike
 from mdbackmap.geometry.boxes import (
     Unwrapper,
     box_from_dimensions,
@@ -105,6 +105,22 @@ def test_a_difference_must_be_beyond_chance():
     count = np.array([4, 400, 100_000, 0])  # chance; real; real but tiny; nothing seen
     assert unlike(observed, count, mean, spread).tolist() == [False, True, False, False]
     assert not unlike(observed, count, np.full(4, np.nan), spread).any()
+
+
+def test_beads_of_a_simulation_are_told_by_their_bonds():
+    mapped, simulated = np.array([3.0, 3.0, 3.0, 3.0]), np.array([4.0, 4.0, 2.5, 3.1])
+    count, spread = np.array([10.0, 10, 10, 1000]), np.full(4, 0.1)
+    # The last kind is nearly the same in both, and has no say.
+    for observed, expected in (
+        ([3.9, 3.6, 2.7, 3.0], (True, 1.0)), ([3.1, 3.2, 2.9, 3.1], (False, 0.0)),
+        ([3.9, 3.2, 2.6, 3.0], (True, 2 / 3)), ([3.9, 3.2, 2.9, 3.1], (False, 1 / 3)),
+    ):  # fmt: skip
+        found = as_simulated(np.array(observed), count, mapped, spread, simulated)
+        assert found == (expected[0], pytest.approx(expected[1]))
+    # Without them, the spread of mapped structures decides.
+    unknown = np.full(4, np.nan)
+    assert as_simulated(mapped + 1, count, mapped, spread, unknown) == (True, 1.0)
+    assert as_simulated(mapped, count, mapped, spread, unknown) == (False, 0.0)
 
 
 def test_pairs_of_beads_are_bonded_or_two_bonds_apart_in_one_residue():

@@ -357,6 +357,14 @@ def test_no_pickle_is_ever_read(saved, monkeypatch):
         checkpoint.load(saved)
 
 
+def test_distances_in_simulations_are_kept(tiny_model, tmp_path):
+    table = {"ALA|BB:C,CA,N,O|SC1:CB": (2.7, 0.004)}
+    model = dataclasses.replace(tiny_model, simulated_distances=table)
+    checkpoint.save(model, tmp_path / "m.safetensors")
+    assert checkpoint.load(tmp_path / "m.safetensors").simulated_distances == table
+    assert not tiny_model.simulated_distances
+
+
 def test_weights_of_the_first_format_still_load_and_give_the_same():
     model = checkpoint.load(OLD)
     assert model.bead_keys == ["BB:C,CA,N,O", "SC1:CB", "W1:O1*0.5"]

@@ -9,6 +9,14 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+TOLD_APART, FEWEST, NEARER = 0.2, 3, 0.6
+"""Å by which a kind's length in simulations and in mapped structures differs, for it to tell one
+from the other; kinds that it takes; and share of bonds as in simulations beyond which beads are
+simulated: mapped membranes of other force fields reach 0.4, single frames of simulations start at
+0.8."""
+UNLIKE = 0.4
+"""Share of bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
+mapped proteins reach 0.27, single frames of simulations start at 0.54."""
 SIGNIFICANT = 3.0
 """Standard errors a difference of means must exceed to be no chance."""
 
@@ -92,3 +100,35 @@ def unlike(
     """
     error = SIGNIFICANT * mapped_spread / np.sqrt(np.maximum(count, 1)) + 0.02
     return (count > 0) & (np.abs(mapped_mean - mean) > error)
+
+
+def as_simulated(
+    mean: np.ndarray, count: np.ndarray, mapped_mean: np.ndarray, mapped_spread: np.ndarray,
+    simulated_mean: np.ndarray,
+) -> tuple[bool, float]:  # fmt: skip
+    """Tell beads of a simulation from beads mapped from atoms, by the lengths of their bonds.
+
+    Kinds whose length differs between the two decide, each for what it is nearer to; where too
+    few are known, the share of kinds that are `unlike` those of mapped structures.
+
+    Parameters
+    ----------
+    mean, count, mapped_mean, mapped_spread
+        As in `unlike`.
+    simulated_mean : ndarray, shape=(k,)
+        Over simulations; NaN where unknown.
+
+    Returns
+    -------
+    bool
+    float
+        Share of bonds that say so.
+    """
+    apart = (count > 0) & (np.abs(simulated_mean - mapped_mean) > TOLD_APART)
+    if apart.sum() >= FEWEST:
+        nearer = np.abs(mean - simulated_mean) < np.abs(mean - mapped_mean)
+        share, most = np.average(nearer[apart], weights=count[apart]), NEARER
+    else:
+        share = np.average(unlike(mean, count, mapped_mean, mapped_spread), weights=count)
+        most = UNLIKE
+    return bool(share > most), float(share)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Checkpoint:
     bead_distances : dict of str
         ``"KEY|KEY"`` → mean and standard deviation of bonded-bead distances in the training
         structures, Å.
+    simulated_distances : dict of str
+        The same in training data with beads as in simulations; empty without such data.
     card : dict
         Model card: name, date, data, metrics, limits, licence, seed, command. What the package
         reads of it: ``largest_noise`` and ``for_mapped_beads``, see the properties.
@@ -51,6 +53,7 @@ class Checkpoint:
     digests: dict[str, str]
     bead_distances: dict[str, tuple[float, float]]
     card: dict[str, Any]
+    simulated_distances: dict[str, tuple[float, float]] = field(default_factory=dict)
     source: str = ""
 
     @property
@@ -82,6 +85,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "residues": checkpoint.residues,
         "digests": checkpoint.digests,
         "bead_distances": checkpoint.bead_distances,
+        "simulated_distances": checkpoint.simulated_distances,
         "card": checkpoint.card,
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.network.state_dict().items()}
@@ -150,6 +154,9 @@ def load(path: str | Path) -> Checkpoint:
             digests={str(k): str(v) for k, v in header["digests"].items()},
             bead_distances={k: _pair(row) for k, row in header["bead_distances"].items()},
             card=dict(header["card"]),
+            simulated_distances={
+                k: _pair(row) for k, row in header.get("simulated_distances", {}).items()
+            },
             source=str(path),
         )
     except (

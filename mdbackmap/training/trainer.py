@@ -123,8 +123,10 @@ class Trainer:
         self.optimizer = Optimizer(self.network, config.learning_rate, config.weight_decay)
         self.step, self.spent, self.best, self.bad_steps = 0, 0.0, math.inf, 0
         self.output = Path(config.output)
-        mapped = [source for source in self.sources if not source.simulated]
-        self.distances = bead_distances(mapped, self.vocabulary)
+        self.distances, self.simulated_distances = (
+            bead_distances([s for s in self.sources if s.simulated == kind], self.vocabulary)
+            for kind in (False, True)
+        )
 
     def _held_out(self, option: str, paths: list[Path]) -> dict[str, HeldOut]:
         """Systems to evaluate by the name of their file; says which cannot be."""
@@ -345,7 +347,16 @@ class Trainer:
         }
         v = self.vocabulary
         checkpoint.save(
-            Checkpoint(self.average, v.beads, v.atoms, v.residues, v.digests, self.distances, card),
+            Checkpoint(
+                self.average,
+                v.beads,
+                v.atoms,
+                v.residues,
+                v.digests,
+                self.distances,
+                card,
+                self.simulated_distances,
+            ),
             self.output / f"{which}.safetensors",
         )
 
