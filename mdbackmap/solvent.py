@@ -24,9 +24,9 @@ SIZE = {"O": 1.4, "N": 1.4, "C": 1.75, "S": 1.85, "P": 2.0, "F": 1.4, "NA": 1.0,
         "ZN": 0.7, "CA": 1.0, "K": 1.35, "CL": 1.8, "BR": 1.95}  # fmt: skip
 OTHER_SIZE, HYDROGEN_SIZE = 1.75, (0.4, 1.0)
 """Å; two of them are how near centres may come. Hydrogens on N, O, S, and on others."""
-REACH, FADE = 3.5, 0.3
-"""Å within which neighbours are looked for, and over which, short of it, they cease to turn one
-another."""
+FIRST_REACH, REACH, FADE = 4.0, 3.5, 0.3
+"""Å within which neighbours are looked for, first for heavy atoms whose hydrogens may be near, then
+for all; and over which, short of it, they cease to turn one another."""
 ROUNDS, MORE_ROUNDS, TURNS = 10, 8, 7
 """Pushes with the first neighbours, then with those found anew; turns of hydrogens."""
 PUSH, DRIFT, PULL, STEP = 0.4, 0.5, 0.2, 0.4
@@ -113,9 +113,9 @@ class SolventPlacer:
             Every molecule whole, about the image of its bead that was given.
         """
         sites = self.place(beads)
-        sites, touched = self._push(sites, atoms, self.heavy, ROUNDS, box)[:2]
+        sites, touched = self._push(sites, atoms, self.heavy, FIRST_REACH, ROUNDS, box)[:2]
         others = self._with_hydrogens(touched)
-        sites, _, pairs = self._push(sites, atoms, others, MORE_ROUNDS, box)
+        sites, _, pairs = self._push(sites, atoms, others, REACH, MORE_ROUNDS, box)
         sites = self._on_leash(sites, beads)
         if not self.hydrogens:
             return sites
@@ -137,7 +137,7 @@ class SolventPlacer:
         return np.append(heavy, self.light[chosen[self.bearer[self.light]]])
 
     def _push(
-        self, sites: np.ndarray, atoms: np.ndarray, others: np.ndarray, rounds: int,
+        self, sites: np.ndarray, atoms: np.ndarray, others: np.ndarray, reach: float, rounds: int,
         box: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
         """Push sites off one another and off some of the atoms.
@@ -151,7 +151,7 @@ class SolventPlacer:
             Neighbours afterwards; the second may be an atom, counted on from the sites.
         """
         n = self.n_movable
-        first, second, vectors = close_pairs(np.concatenate([sites, atoms[others]]), box, REACH)
+        first, second, vectors = close_pairs(np.concatenate([sites, atoms[others]]), box, reach)
         kept = first < n
         first, second, vectors = first[kept], second[kept], vectors[kept]
         row = np.append(np.arange(n), n + others)
