@@ -546,7 +546,7 @@ def test_residue_numbers_wrap_in_pdb_files(lay, tmp_path):
     assert sum(r.name == "HOH" for r in app.PDBFile(str(path)).topology.residues()) == 12000
 
 
-def test_relaxing_with_water_and_ions(lay, peptide, tiny_model):
+def test_relaxing_with_water_and_ions(lay, peptide):
     solute = peptide[0]
     heavy = (peptide[1] - peptide[1].mean(axis=0) + BOX.sum(axis=0) / 2).astype(np.float32)
     water = lattice(BOX, heavy)

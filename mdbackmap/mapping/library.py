@@ -132,7 +132,7 @@ class Library:
             a match.
         """
         if resname == "ION" and list(beads) == ["BB"]:
-            return None  # any ion
+            return None  # It may be any ion, and the first would be taken.
         for template in self.candidates(resname):
             spec = template.spec
             found = [spec.bead_aliases.get(b, b) if b not in spec.beads else b for b in beads]
