@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mdbackmap.errors import FrameError
-from mdbackmap.geometry.boxes import heights
+from mdbackmap.geometry.boxes import heights, minimum_image
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.mapping.conformers import conformers
@@ -188,6 +188,17 @@ def test_reduced_boxes_span_the_same_lattice(skew: list[float], side: float) -> 
     # The same lattice, but for the hair that keeps a box off the edge.
     assert np.abs(steps - np.round(steps)).max() < 1e-5
     assert heights(found).min() > 0
+
+
+@pytest.mark.parametrize("box", [None, np.array([[20.0, 0, 0], [7, 19, 0], [-6, 5, 18]])])
+def test_atoms_around_others(box: np.ndarray | None) -> None:
+    positions = np.random.default_rng(3).uniform(-30, 30, (300, 3))
+    chosen = np.isin(np.arange(300), (4, 17))
+    gaps = minimum_image(positions[:, None] - positions[chosen], box)
+    expected = (np.linalg.norm(gaps, axis=2) < minimise.AROUND).any(axis=1)
+    assert 0 < expected.sum() < 300
+    assert (minimise.around(positions, chosen, box) == expected).all()
+    assert not minimise.around(positions, np.zeros(300, dtype=bool), box).any()
 
 
 def test_cis_peptides_stay_cis(made: tuple[Backmapper, list], reference: Reference) -> None:

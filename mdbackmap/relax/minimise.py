@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import openmm as mm
+from scipy.spatial import cKDTree
 
 from mdbackmap.errors import ConfigError, FrameError, listing
-from mdbackmap.geometry.boxes import heights, minimum_image
+from mdbackmap.geometry.boxes import heights, minimum_image, with_images
 from mdbackmap.geometry.rings import find_rings, pierced_rings
 from mdbackmap.relax.potential import PHYSICAL, Group, Potential
 from mdbackmap.structure import AtomTable
@@ -196,11 +197,7 @@ class Relaxer:
         self, positions: np.ndarray, found: _Forces, box: np.ndarray | None, stage: int
     ) -> None:
         """Let go of what is held around atoms whose force is still too large."""
-        crowd = positions[found.forces > self.max_force]
-        near = np.zeros(len(positions), dtype=bool)
-        for point in crowd:
-            gap = minimum_image(positions - point, box)
-            near |= (gap * gap).sum(axis=1) < AROUND**2
+        near = around(positions, found.forces > self.max_force, box)
         self.potential.release(self.context, near, stage)
 
     def _measure(self) -> _Forces:
@@ -263,6 +260,17 @@ class _Watch(mm.MinimizationReporter):
         force = np.asarray(grad).reshape(-1, 3)
         largest = np.sqrt((force * force).sum(axis=1).max())
         return not largest > self.goal
+
+
+def around(positions: np.ndarray, chosen: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+    """Return which atoms are within `AROUND` of any chosen ones, shape (n_atoms,), bool."""
+    points, owner = with_images(positions, box, AROUND)
+    crowd = points[: len(positions)][chosen]
+    near = np.zeros(len(positions), dtype=bool)
+    if len(crowd):
+        gap, _ = cKDTree(crowd).query(points, distance_upper_bound=AROUND)
+        near[owner[np.isfinite(gap)]] = True
+    return near
 
 
 def reduced_box(box: np.ndarray) -> np.ndarray:
