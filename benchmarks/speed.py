@@ -19,8 +19,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -33,8 +31,9 @@ from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System, from_beads
 from mdbackmap.models.checkpoint import load
 from mdbackmap.models.library import resolve
-from mdbackmap.pipeline import BEADS_PER_THREAD, Backmapper, Options, _threads
+from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.structure import Frame
+from mdbackmap.threads import shared
 
 WARM_UP = 5
 """Frames that are not counted."""
@@ -58,15 +57,9 @@ class Frames:
         for backmapper in (self.every, self.backmapper):
             backmapper.inspect([self.beads], [None])
 
-    @contextmanager
-    def threads(self) -> Iterator[int]:
-        """Allow the threads that the network gets in a frame; give their number."""
-        with _threads(self.system.n_beads // BEADS_PER_THREAD):
-            yield torch.get_num_threads()
-
     def network(self) -> None:
         """Find neighbours, run the network, place atoms."""
-        with torch.inference_mode(), self.threads():
+        with shared(), torch.inference_mode():
             self.backmapper._predict(self.beads, None)
 
     def whole(self) -> None:
@@ -170,8 +163,7 @@ def to_text(results: dict) -> str:
         f"{results['residues']} residues, {results['beads']} beads, {results['every_atom']} atoms, "
         f"of which {results['atoms']} heavy",
         f"model {results['model']}, told of {results['noise']:.2f} Å of noise",
-        f"torch threads: {results['threads']}; the network of this protein uses "
-        f"{results['network_threads']}",
+        f"threads: {results['threads']}",
         f"{'':28s}{'atoms/s':>10s}{'ms':>10s}   quartiles (range), ms",
     ]
     for what, row in results["timings"].items():
@@ -215,14 +207,12 @@ def main(structure: Path, threads: int, repeats: int, peer: bool, peer_repeats: 
     counts = {what: other.n_atoms if other and what in RATIOS.values() else frames.system.n_atoms
               for what in seconds} | {EVERY: len(frames.every.atoms)}  # fmt: skip
     timings = {what: describe(seconds[what], counts[what]) for what in seconds}
-    with frames.threads() as network_threads:
-        pass
     results = {
         "structure": structure.stem, "residues": len(truth.residue_template),
         "beads": frames.system.n_beads, "atoms": frames.system.n_atoms,
         "every_atom": len(frames.every.atoms),
         "model": frames.backmapper.checkpoint.card.get("name"), "noise": frames.backmapper.noise,
-        "threads": threads, "network_threads": network_threads, "timings": timings,
+        "threads": threads, "timings": timings,
         "ratios": {ours: timings[ours]["atoms_per_second"] / timings[theirs]["atoms_per_second"]
                    for ours, theirs in RATIOS.items() if theirs in timings},
     }  # fmt: skip

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import torch
 from mdbackmap.errors import ConfigError, FrameError, ModelError, listing
 from mdbackmap.geometry.bead_bonds import as_simulated, lengths_by_kind
 from mdbackmap.geometry.boxes import Unwrapper, heights
-from mdbackmap.geometry.contacts import REACH, ContactRules
+from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
 from mdbackmap.geometry.idealise import BlockIdealiser
 from mdbackmap.geometry.rings import RingGuard
 from mdbackmap.graph.neighbours import close_pairs
@@ -37,6 +37,7 @@ from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, pl
 from mdbackmap.solvent import SolventPlacer
 from mdbackmap.structure import AtomTable
 from mdbackmap.tails import Tails
+from mdbackmap.threads import shared, spread
 from mdbackmap.validation.measures import torsions
 from mdbackmap.vocabulary import HINT, Vocabulary, drawn_beads, known_templates, match, twin
 
@@ -60,8 +61,9 @@ SMALLEST_BOX = 6.0
 FAR = 1e6
 """Å; a coordinate beyond is as good as no number."""
 SOLVENT = ("keep", "drop")
-BEADS_PER_THREAD, ATOMS_PER_THREAD = 300, 100_000
-"""Below, one more CPU thread costs more than it helps (250 times more beside a busy process)."""
+BEADS_TOGETHER = 2_700
+"""Of several frames of a small system, which are worked out together: arrays too short waste time,
+and longer ones fit no cache."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.solvent not in SOLVENT:
             raise ConfigError(f"solvent '{self.solvent}': expected {' or '.join(SOLVENT)}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A frame to be backmapped: its place among others, its number, and what is in it."""
+
+    place: int
+    frame: int
+    beads: np.ndarray
+    box: np.ndarray | None
+    solvent: np.ndarray
 
 
 class Backmapper:
@@ -384,7 +397,7 @@ class Backmapper:
         if not len(asked) or not frames:
             return
         cosines = []
-        with torch.inference_mode(), _threads(self.system.n_beads // BEADS_PER_THREAD):
+        with torch.inference_mode(), shared():
             for beads, box in zip(frames, boxes, strict=True):
                 atoms = self._predict(self.unwrap(beads, box), box).numpy()
                 omega = torsions(atoms, backbone.omegas[asked], None)
@@ -400,7 +413,9 @@ class Backmapper:
         """Decide once which tautomers there are, from the hydrogen bonds of one frame."""
         if not self.protonation.open or not frames:
             return
-        heavy = self._heavy_atoms(self.unwrap(frames[0], boxes[0]), boxes[0], 0)
+        first = [_Asked(0, 0, self.unwrap(frames[0], boxes[0]), boxes[0], frames[0][:0])]
+        with shared(), torch.inference_mode():
+            heavy, *_ = self._idealised(self._predicted(*first)[None], first)
         near = Nearby(*close_pairs(heavy, boxes[0], HYDROGEN_REACH))
         self.protonate(settle(self.layout, self.protonation, heavy, near))
 
@@ -465,46 +480,112 @@ class Backmapper:
         FrameError
             A wrong number of beads, beads that are no numbers, a box that is none.
         """
-        # A copy: the caller's array may be read-only, or change.
-        beads = np.array(beads, dtype=np.float32)
-        self._check(beads, box, frame)
-        beads, solvent = np.split(beads, [self.layout.n_beads])
-        whole = self.unwrap(beads, box)
-        atoms = heavy = self._heavy_atoms(whole, box, frame)
-        if self.protonation:
-            near = Nearby(*close_pairs(heavy, box, HYDROGEN_REACH))
-            atoms = self.all_atoms.join(heavy, self.hydrogen_placer(heavy, near))
-        if len(solvent):
-            with _threads(len(solvent) // BEADS_PER_THREAD):
-                atoms = np.concatenate([atoms, self.solvent_placer(solvent, atoms, box)])
-        return self.stage(atoms, whole, box, frame) if self.stage else atoms
+        (answer,) = self.many([beads], [box], [frame])
+        if isinstance(answer, FrameError):
+            raise answer
+        return answer
 
-    def _heavy_atoms(self, whole: np.ndarray, box: np.ndarray | None, frame: int) -> np.ndarray:
-        """Heavy atoms of one frame, from beads of whole molecules."""
-        with torch.inference_mode():
-            with _threads(self.system.n_beads // BEADS_PER_THREAD):
-                positions = self._predict(whole, box)
-                if self.options.draw:
-                    positions = self.tails(positions, torch.from_numpy(whole), box)
-                if self.kept:
-                    positions = self.kept(positions, torch.from_numpy(whole))
-            if self.options.idealise:
-                with _threads(self.system.n_atoms // ATOMS_PER_THREAD):
-                    near = close_pairs(positions.numpy(), box, REACH)
-                    positions = self.idealiser(
-                        positions, torch.from_numpy(whole), self.contact_rules(*near)
-                    )
-                    positions = self._out_of_rings(positions, whole, box, frame)
-        result = positions.numpy()
-        if not np.isfinite(result).all():
-            raise FrameError(f"frame {frame}: the prediction is not a number; please report this")
-        return result
+    @property
+    def together(self) -> int:
+        """How many frames `many` should get at once; more would gain nothing."""
+        return max(1, BEADS_TOGETHER // max(1, self.system.n_beads))
 
-    def _out_of_rings(
-        self, positions: torch.Tensor, beads: np.ndarray, box: np.ndarray | None, frame: int
-    ) -> torch.Tensor:
+    def many(
+        self, beads: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None],
+        frames: Sequence[int],
+    ) -> list[np.ndarray | FrameError]:  # fmt: skip
+        """Backmap several frames together: the same answers, sooner where the system is small.
+
+        Parameters
+        ----------
+        beads, boxes, frames
+            As in a call, of every frame.
+
+        Returns
+        -------
+        list of (ndarray, shape=(len(self.atoms), 3), float32, Å, or FrameError)
+            In the order of the frames; for those that cannot be backmapped the reason.
+        """
+        answers: list[np.ndarray | FrameError] = [FrameError()] * len(frames)
+        asked: list[_Asked] = []
+        for k, (points, box, frame) in enumerate(zip(beads, boxes, frames, strict=True)):
+            # A copy: the caller's array may be read-only, or change.
+            points = np.array(points, dtype=np.float32)
+            try:
+                self._check(points, box, frame)
+                points, solvent = np.split(points, [self.layout.n_beads])
+                asked.append(_Asked(k, frame, self.unwrap(points, box), box, solvent))
+            except FrameError as error:
+                answers[k] = error
+        if not asked:
+            return answers
+        with shared(), torch.inference_mode():
+            predicted = torch.stack(spread(self._predicted, asked))
+            sound = torch.isfinite(predicted).all(2).all(1).tolist()
+            for one in itertools.compress(asked, (not good for good in sound)):
+                answers[one.place] = FrameError(
+                    f"frame {one.frame}: the prediction is not a number; please report this"
+                )
+            asked = list(itertools.compress(asked, sound))
+            if not asked:
+                return answers
+            heavy = self._idealised(predicted[sound], asked)
+            atoms = self._with_hydrogens(heavy, asked)
+            both = list(zip(asked, atoms, strict=True))
+            atoms = spread(lambda given: self._with_solvent(*given), both)
+        for one, found in zip(asked, atoms, strict=True):
+            try:
+                answers[one.place] = (
+                    self.stage(found, one.beads, one.box, one.frame) if self.stage else found
+                )
+            except FrameError as error:
+                answers[one.place] = error
+        return answers
+
+    def _predicted(self, one: _Asked) -> torch.Tensor:
+        """Heavy atoms before their geometry is put right, shape (n_atoms, 3), Å."""
+        positions, beads = self._predict(one.beads, one.box), torch.from_numpy(one.beads)
+        if self.options.draw:
+            positions = self.tails(positions, beads, one.box)
+        return self.kept(positions, beads) if self.kept else positions
+
+    def _idealised(self, positions: torch.Tensor, asked: Sequence[_Asked]) -> np.ndarray:
+        """Put local geometry right, where that is asked for; shape (n_frames, n_atoms, 3), Å."""
+        if not self.options.idealise:
+            return positions.numpy()
+        rows = range(len(asked))
+        contacts = spread(
+            lambda k: self.contact_rules(*close_pairs(positions[k].numpy(), asked[k].box, REACH)),
+            rows,
+        )
+        beads = torch.from_numpy(np.concatenate([one.beads for one in asked]))
+        better = self.idealiser(
+            positions.flatten(0, 1), beads, Contacts.of_frames(contacts, self.system.n_atoms)
+        ).view_as(positions)
+        return np.stack(spread(lambda k: self._out_of_rings(better[k].numpy(), asked[k]), rows))
+
+    def _with_hydrogens(self, heavy: np.ndarray, asked: Sequence[_Asked]) -> list[np.ndarray]:
+        """Add hydrogens where they are asked for."""
+        if not self.protonation:
+            return list(heavy)
+        near = spread(lambda k: Nearby(*close_pairs(heavy[k], asked[k].box, HYDROGEN_REACH)),
+                      range(len(asked)))  # fmt: skip
+        place = self.hydrogen_placer.repeated(len(asked))
+        hydrogens = place(heavy.reshape(-1, 3), Nearby.of_frames(near, heavy.shape[1]))
+        return [
+            self.all_atoms.join(one, own)
+            for one, own in zip(heavy, hydrogens.reshape(len(asked), -1, 3), strict=True)
+        ]
+
+    def _with_solvent(self, one: _Asked, atoms: np.ndarray) -> np.ndarray:
+        """Add water and ions where there are any."""
+        if not len(one.solvent):
+            return atoms
+        return np.concatenate([atoms, self.solvent_placer(one.solvent, atoms, one.box)])
+
+    def _out_of_rings(self, positions: np.ndarray, one: _Asked) -> np.ndarray:
         """Take bonds out of rings, and say which could not be."""
-        freed = self.ring_guard(positions.numpy(), beads, box)
+        freed = self.ring_guard(positions, one.beads, one.box)
         if len(freed.left):
             atoms = self.system.atoms
             rows = [
@@ -513,9 +594,9 @@ class Backmapper:
                 for i, j, k in freed.left.tolist()
             ]
             _log.warning(
-                "frame %d: %d bonds go through rings\n%s", frame, len(rows), listing(rows, 5)
+                "frame %d: %d bonds go through rings\n%s", one.frame, len(rows), listing(rows, 5)
             )
-        return torch.from_numpy(freed.positions)
+        return freed.positions
 
     def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> torch.Tensor:
         """Positions as the network gives them, on the CPU, shape (n_atoms, 3), Å."""
@@ -624,17 +705,6 @@ def _hint(rest: System, models: Sequence[Model]) -> str:
 def _is_box(box: np.ndarray) -> bool:
     fits = box.shape == (3, 3) and np.isfinite(box).all() and abs(np.linalg.det(box)) > 1e-9
     return bool(fits and heights(box).min() >= SMALLEST_BOX)
-
-
-@contextmanager
-def _threads(most: int) -> Iterator[None]:
-    """Let torch use no more CPU threads than it was told to, and no more than ``most``."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, most)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_device(device: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -111,13 +112,16 @@ class NetworkPredictor:
         """Return positions of the atoms; see `Predictor`."""
         graph, device = self._graph(beads, box), self.model.device
         noise = min(noise, self.model.checkpoint.largest_noise)
-        kept = list(self._chunks(graph)) if graph.n_beads <= FEW_BEADS else None
+        chunks = [functools.partial(self._chunk, graph, own)
+                  for own in graph.chunks(self.chunk_size)]  # fmt: skip
+        if graph.n_beads <= FEW_BEADS:
+            chunks = [functools.cache(make) for make in chunks]
         vectors = predict_in_chunks(
             self.model.checkpoint.network,
             self.vocabulary.bead.to(device),
             self.vocabulary.residue.to(device),
             torch.full((self.system.n_beads,), float(noise), device=device),
-            lambda: kept or self._chunks(graph),
+            chunks,
             self.vocabulary.atom.to(device),
         ).cpu()
         return place_atoms(
@@ -133,16 +137,15 @@ class NetworkPredictor:
         )  # fmt: skip
         return BeadGraph(system.n_beads, first, second, vectors, relation)
 
-    def _chunks(self, graph: BeadGraph) -> Iterator[Chunk]:
-        for beads, near in graph.chunks(self.chunk_size):
-            count = self._atom_count[beads]
-            owner = np.repeat(np.arange(len(beads)), count)
-            place = np.arange(len(owner)) + np.repeat(
-                self._first_atom[beads] - np.cumsum(count) + count, count
-            )
-            arrays = (beads, self._atoms_by_bead[place], owner,
-                      near.index, near.vectors, near.relation, near.present)  # fmt: skip
-            yield Chunk(*(torch.from_numpy(a).to(self.model.device) for a in arrays))
+    def _chunk(self, graph: BeadGraph, beads: np.ndarray) -> Chunk:
+        near, count = graph.neighbours(beads), self._atom_count[beads]
+        owner = np.repeat(np.arange(len(beads)), count)
+        place = np.arange(len(owner)) + np.repeat(
+            self._first_atom[beads] - np.cumsum(count) + count, count
+        )
+        arrays = (beads, self._atoms_by_bead[place], owner,
+                  near.index, near.vectors, near.relation, near.present)  # fmt: skip
+        return Chunk(*(torch.from_numpy(a).to(self.model.device) for a in arrays))
 
 
 class ConformerPredictor:

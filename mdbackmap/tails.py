@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdbackmap.geometry.rings import near
 from mdbackmap.geometry.rotamers import Block, ChainSampler
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.chains import Chain, chains_of
@@ -84,14 +85,21 @@ class Tails:
                 positions[atoms[mine]] = sampler(
                     positions[anchors[mine]], beads[own[mine]], dice[draw, mine]
                 )
-            wanted = self._crossed(positions, box, first)
+            wanted = self._crossed(positions.numpy(), box, wanted, first)
             if not wanted.any():
                 break
         return positions
 
-    def _crossed(self, positions: Tensor, box: np.ndarray | None, n_chains: int) -> Tensor:
+    def _crossed(
+        self, positions: np.ndarray, box: np.ndarray | None, drawn: Tensor | None, n_chains: int
+    ) -> Tensor:
         """Chains that run into another molecule, shape (n_chains,), bool; one of every two."""
-        first, second, _ = close_pairs(positions.numpy(), box, CROSSED)
+        if drawn is None:
+            first, second, _ = close_pairs(positions, box, CROSSED)
+        else:
+            moved = np.flatnonzero(np.append(drawn.numpy(), False)[self._owner])
+            one, other, _ = near(positions[moved], positions, box, CROSSED)
+            first, second = np.sort(np.stack([moved[one], other]), axis=0)
         apart = self._residue[first] != self._residue[second]
         one, other = self._owner[first[apart]], self._owner[second[apart]]
         crossed = np.zeros(n_chains + 1, dtype=bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,11 +22,23 @@ def begin() -> None:
     """Start the process, unless it runs already or the platform has none; does not wait for it."""
     if METHOD != "forkserver":
         return
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
+    # It would let signals in again.
+    resource_tracker.ensure_running()
     multiprocessing.get_context(METHOD).set_forkserver_preload(_MODULES)
-    with _one_thread():
+    with _one_thread(), _deaf():
         forkserver.ensure_running()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Have processes started here not hear of Ctrl-C and the like: this one will end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -171,7 +171,8 @@ def test_padding_marks_what_is_no_neighbour(graph):
 def test_chunks_of_any_size_hold_the_same_rows(graph, size):
     whole = graph.neighbours(np.arange(graph.n_beads))
     seen, padding = [], 0
-    for beads, near in graph.chunks(size):
+    for beads in graph.chunks(size):
+        near = graph.neighbours(beads)
         assert 1 <= len(beads) <= size
         seen += beads.tolist()
         padding += near.present.size - near.present.sum()
@@ -188,7 +189,7 @@ def test_chunks_of_any_size_hold_the_same_rows(graph, size):
 
 def test_a_chunk_holds_at_least_one_bead(graph):
     with pytest.raises(ValueError, match="chunk size 0"):
-        next(graph.chunks(0))
+        graph.chunks(0)
 
 
 def test_a_hundred_thousand_beads_take_seconds():
@@ -200,8 +201,8 @@ def test_a_hundred_thousand_beads_take_seconds():
     residue = np.arange(n) // 4
     following = np.append(np.arange(1, residue[-1] + 1), -1)
     kind = relations(first, second, residue, following, np.zeros((0, 2), np.int64), 5)
-    beads = sum(len(some) for some, _ in
-                BeadGraph(n, first, second, vectors, kind).chunks(4000))  # fmt: skip
+    graph = BeadGraph(n, first, second, vectors, kind)
+    beads = sum(len(graph.neighbours(some).index) for some in graph.chunks(4000))
     assert beads == n
     assert len(first) / n == pytest.approx(4 / 3 * np.pi * CUTOFF**3 / 100, rel=0.02)
     # One second on one idle core.

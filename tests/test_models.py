@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import pickle
@@ -176,14 +177,15 @@ class TestHierarchicalVectors(ModelContract):
         relation = (kinds()[first] + kinds()[second]).numpy() % 5
         graph = BeadGraph(N, first, second, vectors, relation)
 
-        def chunks():
-            for some, near in graph.chunks(size):
-                atoms, owner = np.nonzero(atom_bead.numpy()[:, None] == some)
-                arrays = (some, atoms, owner, near.index, near.vectors.astype(np.float64),
-                          near.relation, near.present)  # fmt: skip
-                yield Chunk(*map(torch.from_numpy, arrays))
+        def chunk(some):
+            near = graph.neighbours(some)
+            atoms, owner = np.nonzero(atom_bead.numpy()[:, None] == some)
+            arrays = (some, atoms, owner, near.index, near.vectors.astype(np.float64),
+                      near.relation, near.present)  # fmt: skip
+            return Chunk(*map(torch.from_numpy, arrays))
 
         bead, residue, noise, *_, atom_bead, atom_key = inputs(beads)
+        chunks = [functools.partial(chunk, some) for some in graph.chunks(size)]
         found = predict_in_chunks(network, bead, residue, noise, chunks, atom_key)
         assert torch.allclose(found, predict(network, beads), atol=1e-6)
 

@@ -184,6 +184,29 @@ def test_idealising_keeps_beads_and_mends_bonds(ubiquitin_system, tiny_model, pr
     assert np.median(shift) < 0.7
 
 
+@pytest.mark.skipif("martini3" not in shipped(), reason="needs the shipped weights")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_frames_together_are_as_one_by_one(ubiquitin, ubiquitin_system, threads):
+    """In one idealisation some of them need more rounds than others."""
+    numbers = [0, 7, 15, 22, 30]
+    frames, boxes = zip(*(beads_of(ubiquitin, ubiquitin_system, k) for k in numbers), strict=True)
+    backmapper = Backmapper(ubiquitin_system, "martini3")
+    backmapper.inspect(frames, boxes)
+    alone = [backmapper(*one) for one in zip(frames, boxes, numbers, strict=True)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        broken = frames[1].copy()
+        broken[3] = np.nan
+        many = backmapper.many([*frames, broken], [*boxes, boxes[1]], [*numbers, 8])
+    finally:
+        torch.set_num_threads(before)
+    for mine, theirs in zip(many, alone, strict=False):
+        assert (mine == theirs).all()
+    assert isinstance(many[-1], FrameError)
+    assert "frame 8: 1 beads" in str(many[-1])
+
+
 def test_threads_are_given_back(ubiquitin_system, tiny_model, protein):
     before = torch.get_num_threads()
     try:

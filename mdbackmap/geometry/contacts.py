@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,18 @@ class Contacts:
     second: np.ndarray
     vectors: np.ndarray
     nearest: np.ndarray
+
+    @classmethod
+    def of_frames(cls, contacts: Sequence[Contacts], n_atoms: int) -> Contacts:
+        """Return the contacts of several frames of so many atoms, one behind the other."""
+        if len(contacts) == 1:
+            return contacts[0]
+        shift = np.repeat(n_atoms * np.arange(len(contacts)), [len(c.first) for c in contacts])
+        first, second, vectors, nearest = (
+            np.concatenate(column)
+            for column in zip(*(vars(c).values() for c in contacts), strict=True)
+        )
+        return cls(first + shift, second + shift, vectors, nearest)
 
 
 class ContactRules:

@@ -12,6 +12,7 @@ doi:10.1016/j.jvcir.2007.01.005.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import Contacts
+from mdbackmap.threads import spread
 
 CLOSEST_14, CLOSEST_SATURATED = 2.6, 2.75
 """Å; atoms three bonds apart come no closer, the second about bonds of saturated atoms (a gauche
@@ -41,6 +43,9 @@ LOOSER = 0.1
 """Factor of the hold on beads from round to round."""
 EASIER = 0.7
 """Factor of the pull on phi and psi from round to round."""
+LANES = 16
+"""Angles worked out together by the processor. Those left over at the end of an array would come
+out otherwise in the last digit, and an answer depend on what is worked out beside it."""
 SETTLED = math.cos(math.radians(30))
 """Cosine of the error of a fixed torsion that calls for another round."""
 
@@ -68,6 +73,13 @@ class Pairs:
                 for both in zip(vars(self).values(), vars(other).values(), strict=True)
             )
         )
+
+    def repeated(self, copies: int, n_points: int) -> Pairs:
+        """Return these pairs once per copy of ``n_points`` points."""
+        return Pairs(
+            _shifted(self.first, copies, n_points), _shifted(self.second, copies, n_points),
+            self.nearest.repeat(copies), self.furthest.repeat(copies),
+        )  # fmt: skip
 
     def add_to(self, step: Tensor, positions: Tensor) -> None:
         """Add what either point would have to move; both arrays (3, n), Å."""
@@ -108,7 +120,9 @@ class Idealiser:
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
         contour: float = ramachandran.ALLOWED, momentum: float | np.ndarray = 0.6,
     ) -> None:  # fmt: skip
-        self.sweeps, self.hold = sweeps, hold
+        self.sweeps, self.hold, self.n_atoms, self.copies = sweeps, hold, n_atoms, 1
+        self.n_beads = n_beads
+        self._repeated: dict[int, Idealiser] = {}
         self.momentum = _reals(np.broadcast_to(momentum, n_atoms))
         pairs, distance = _exact_pairs(constraints)
         apart, closest = _pairs_14(constraints, pairs)
@@ -118,7 +132,9 @@ class Idealiser:
         furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
 
         torsions, torsion, may_be_cis = _fixed_torsions(constraints, backbone)
-        self.torsion, self.may_be_cis = _reals(torsion), torch.from_numpy(may_be_cis)
+        turned, strays = _filled_up(len(torsions)), _filled_up(len(backbone.kind))
+        self.torsion = _reals(torsion[turned])
+        self.may_be_cis = torch.from_numpy(may_be_cis[turned])
 
         # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
         loose = ~np.isin(_middle(constraints.volumes, n_atoms), _middle(torsions, n_atoms))
@@ -131,11 +147,13 @@ class Idealiser:
         self.centres, self.around = _columns(quads[:, :1]), _columns(quads[:, 1:])
         # The gradients are cross products of neighbouring columns, going round.
         self.quads = _columns(quads[:, [0, 1, 2, 3, 1, 2]])
-        self.torsions = _columns(torsions)
-        self.turning = _columns(
-            np.concatenate([torsions, backbone.phi_psi[:, :4], backbone.phi_psi[:, 1:]])
-        )
-        self.kind = torch.from_numpy(backbone.kind)
+        self.torsions = _columns(torsions[turned])
+        phi_psi = backbone.phi_psi[strays]
+        self.turning = _columns(np.concatenate([torsions[turned], phi_psi[:, :4], phi_psi[:, 1:]]))
+        counts = [np.arange(len(turned)) < len(torsions),
+                  *[np.arange(len(strays)) < len(backbone.kind)] * 2]  # fmt: skip
+        self.counts = _reals(np.concatenate(counts))
+        self.kind = torch.from_numpy(backbone.kind[strays])
         self.way_back = torch.from_numpy(ramachandran.way_back(contour))
         count = np.bincount(pairs[:n_exact].ravel(), minlength=n_atoms)
         count += np.bincount(quads.ravel(), minlength=n_atoms)
@@ -148,6 +166,35 @@ class Idealiser:
         share = np.bincount(members[:, 1], minlength=n_atoms)
         self.share = _reals(1.0 / share[members[:, 1]])
 
+    def repeated(self, copies: int) -> Idealiser:
+        """Return what restores so many copies of the system together, as if each were alone."""
+        if copies == self.copies:
+            return self
+        if copies not in self._repeated:
+            self._repeated[copies] = self._repeat(copies)
+        return self._repeated[copies]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_repeated": {}}
+
+    def _repeat(self, copies: int) -> Idealiser:
+        many, n = copy.copy(self), self.n_atoms
+        many.copies, many.pairs = copies, self.pairs.repeated(copies, n)
+        for name in ("centres", "around", "quads", "torsions", "member"):
+            columns = {"around": 3, "quads": 6, "torsions": 4}.get(name, 1)
+            setattr(many, name, _shifted(getattr(self, name), copies, n, columns))
+        sizes = [len(self.torsion), len(self.kind), len(self.kind)]
+        ends = self.turning.view(4, -1).split(sizes, dim=1)
+        many.turning = torch.cat(
+            [_shifted(part.flatten(), copies, n, 4).view(4, -1) for part in ends], dim=1
+        ).flatten()
+        many.counts = torch.cat([part.repeat(copies) for part in self.counts.split(sizes)])
+        many.bead = _shifted(self.bead, copies, self.n_beads)
+        for name in ("torsion", "may_be_cis", "smallest", "largest", "least", "kind", "rate",
+                     "momentum", "weights", "share"):  # fmt: skip
+            setattr(many, name, getattr(self, name).repeat(copies))
+        return many
+
     @torch.no_grad()
     def __call__(
         self, positions: Tensor, beads: Tensor, contacts: Pairs | None = None,
@@ -158,8 +205,9 @@ class Idealiser:
         Parameters
         ----------
         positions : Tensor, shape=(n_atoms, 3), float32, Å
+            Or of several copies of the system, one behind the other.
         beads : Tensor, shape=(n_beads, 3), float32, Å
-            Where the beads of the answer should be.
+            Where the beads of the answer should be; of as many copies.
         contacts : Pairs, optional
             Atoms to be kept apart. The second of a pair may be one of ``still``, numbered on
             from the atoms.
@@ -173,29 +221,56 @@ class Idealiser:
             their side, few contacts too close. Torsions about other single bonds are left to
             the rest.
         """
-        rate, n_atoms = self.rate, len(positions)
+        work = self.repeated(max(1, len(positions) // max(self.n_atoms, 1)))
+        n_moving = len(positions)
         if still is not None:
             positions = torch.cat([positions, still])
-            rate = torch.cat([rate, rate.new_zeros(len(still))])
         # Rows x, y, z, x, y: cross products are then differences of products of slices.
         rows = positions.T[[0, 1, 2, 0, 1]]
         beads = beads.T.contiguous()
-        pairs = self.pairs if contacts is None else self.pairs.joined(contacts)
-        target = self._torsion_targets(rows)
+        target = work._torsion_targets(rows)
+        frames = torch.arange(work.copies)
+        result = torch.empty(3, work.copies, self.n_atoms)
         for k in range(ROUNDS):
-            self._sweep(rows, beads, target, pairs, rate, self.hold * LOOSER**k, DRIFT * EASIER**k)
-            if not self._unsettled(rows, target):
+            work._sweep(rows, beads, target, contacts, self.hold * LOOSER**k, DRIFT * EASIER**k)
+            result[:, frames] = rows[:3, :n_moving].view(3, work.copies, -1)
+            again = work._unsettled(rows, target)
+            if not again.any():
                 break
-        return rows[:3, :n_atoms].T.contiguous()
+            if not again.all():
+                # The copies that need no more are done.
+                rows, n_moving, contacts = self._some(rows, n_moving, contacts, again)
+                beads = beads.view(3, work.copies, -1)[:, again].flatten(1)
+                target = target.view(work.copies, -1)[again].flatten()
+                frames, work = frames[again], self.repeated(int(again.sum()))
+        return result.flatten(1).T.contiguous()
+
+    def _some(
+        self, rows: Tensor, n_moving: int, contacts: Pairs | None, chosen: Tensor
+    ) -> tuple[Tensor, int, Pairs | None]:
+        """Return some copies, how many atoms they have, and their contacts; points stay."""
+        n, still = self.n_atoms, rows[:, n_moving:]
+        moving = rows[:, :n_moving].view(5, len(chosen), n)[:, chosen].flatten(1)
+        if contacts is not None:
+            kept = torch.nonzero(chosen[contacts.first // n]).squeeze(1)
+            place = torch.full((rows.shape[1],), -1)
+            place[:n_moving].view(-1, n)[chosen] = torch.arange(moving.shape[1]).view(-1, n)
+            place[n_moving:] = moving.shape[1] + torch.arange(still.shape[1])
+            contacts = Pairs(place[contacts.first[kept]], place[contacts.second[kept]],
+                             contacts.nearest[kept], contacts.furthest[kept])  # fmt: skip
+        return torch.cat([moving, still], dim=1), moving.shape[1], contacts
 
     def _sweep(
-        self, rows: Tensor, beads: Tensor, target: Tensor, pairs: Pairs, rate: Tensor,
-        hold: float, drift: float,
+        self, rows: Tensor, beads: Tensor, target: Tensor, contacts: Pairs | None, hold: float,
+        drift: float,
     ) -> None:  # fmt: skip
         """Move the atoms in place, one round of sweeps."""
         moving, again = rows[:3], rows[3:]
         speed = torch.zeros_like(moving)
-        momentum = torch.nn.functional.pad(self.momentum, (0, moving.shape[1] - len(self.momentum)))
+        pairs = self.pairs if contacts is None else self.pairs.joined(contacts)
+        n_still = moving.shape[1] - len(self.rate)
+        momentum, rate = (torch.nn.functional.pad(t, (0, n_still)) for t in
+                          (self.momentum, self.rate))  # fmt: skip
         for sweep in range(self.sweeps):
             step = torch.zeros_like(moving)
             pairs.add_to(step, moving)
@@ -212,23 +287,24 @@ class Idealiser:
             moving += speed
             again.copy_(moving[:2])
 
-    def _unsettled(self, rows: Tensor, target: Tensor) -> bool:
-        """Whether a fixed torsion is still far from where it should be, or a hand is wrong."""
+    def _unsettled(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Copies in which a fixed torsion is still far from where it should be, or a hand wrong."""
+        result = torch.zeros(self.copies, dtype=torch.bool)
         if len(target):
             angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
-            if (torch.cos(angle - target) < SETTLED).any():
-                return True
-        if not len(self.centres):
-            return False
-        arms, gradients = self._volume_gradients(rows)
-        return bool(((arms[:3, 0] * gradients[:, 0]).sum(0) < self.least).any())
+            result |= (torch.cos(angle - target) < SETTLED).view(self.copies, -1).any(1)
+        if len(self.centres):
+            arms, gradients = self._volume_gradients(rows)
+            wrong = (arms[:3, 0] * gradients[:, 0]).sum(0) < self.least
+            result |= wrong.view(self.copies, -1).any(1)
+        return result
 
     def _add_volumes(self, step: Tensor, rows: Tensor) -> None:
         arms, gradients = self._volume_gradients(rows)
         centre = gradients.sum(1)
         volume = (arms[:3, 0] * gradients[:, 0]).sum(0)
         error = volume - volume.clamp(self.smallest, self.largest)
-        size = (gradients * gradients).sum((0, 1)) + (centre * centre).sum(0)
+        size = (gradients * gradients).sum(0).sum(0) + (centre * centre).sum(0)
         error /= size.clamp_(min=1.0)
         step.index_add_(1, self.centres, centre.mul_(error))
         step.index_add_(1, self.around, gradients.mul_(error).neg_().flatten(1))
@@ -255,7 +331,8 @@ class Idealiser:
         before, after = (arms[:, ::2] * axis).sum(0) / square
         second = (1 + before) * start + after * stop
         gradients = torch.stack([-start, second, start - stop - second, stop], dim=1)
-        error = error.clamp_(-TURN, TURN) / gradients.square().sum((0, 1)).clamp_(min=1.0)
+        error = error.clamp_(-TURN, TURN).mul_(self.counts)
+        error /= gradients.square().sum(0).sum(0).clamp_(min=1.0)
         step.index_add_(1, self.turning, gradients.mul_(error).neg_().flatten(1))
 
     def _strays(self, angle: Tensor) -> Tensor:
@@ -286,6 +363,17 @@ def _reals(values: np.ndarray) -> Tensor:
 def _columns(table: np.ndarray) -> Tensor:
     """All of the first column, then all of the second, ..."""
     return torch.from_numpy(np.ascontiguousarray(table.T, dtype=np.int64).ravel())
+
+
+def _filled_up(n: int) -> np.ndarray:
+    """Rows of a table of torsions, some of them again to have a multiple of `LANES`."""
+    return np.append(np.arange(n), np.zeros(-n % LANES if n else 0, np.int64)).astype(np.int64)
+
+
+def _shifted(index: Tensor, copies: int, step: int, columns: int = 1) -> Tensor:
+    """Columns of indices, one behind the other, each as often as there are copies."""
+    shift = step * torch.arange(copies)[:, None]
+    return (index.view(columns, 1, -1) + shift).flatten()
 
 
 def _cross(first: Tensor, second: Tensor) -> Tensor:
@@ -421,50 +509,74 @@ class BlockIdealiser:
         Parameters
         ----------
         positions : Tensor, shape=(n_atoms, 3), float32, Å
+            Or of several copies of the system, one behind the other.
         beads : Tensor, shape=(n_beads, 3), float32, Å
+            Of as many copies.
         contacts : Contacts, optional
             Pairs of the given positions to be kept apart, also across blocks and images.
         """
+        n_atoms, n_beads = self.blocks[-1][0].stop, self.blocks[-1][1].stop
         near = self._in_blocks(contacts, positions) if contacts else [()] * len(self.blocks)
-        parts = [
-            work(positions[atoms], beads[own], *pairs)
-            for (atoms, own, work), pairs in zip(self.blocks, near, strict=True)
-        ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        if len(self.blocks) == 1:
+            return self.blocks[0][2](positions, beads, *near[0])
+        copies = positions.view(-1, n_atoms, 3), beads.view(-1, n_beads, 3)
+
+        def work(k: int) -> Tensor:
+            atoms, own, idealise = self.blocks[k]
+            given = copies[0][:, atoms].flatten(0, 1), copies[1][:, own].flatten(0, 1)
+            return idealise(*given, *near[k]).view(len(copies[0]), -1, 3)
+
+        return torch.cat(spread(work, range(len(self.blocks))), dim=1).flatten(0, 1)
 
     def _in_blocks(self, contacts: Contacts, positions: Tensor) -> list[tuple[Pairs, Tensor]]:
         """Contacts of every block; what a block sees of others and of images stands still."""
         first, second, vectors, nearest = (
             torch.from_numpy(array) for array in vars(contacts).values()
         )
+        n_atoms = self.blocks[-1][0].stop
         starts = torch.tensor([atoms.start for atoms, _, _ in self.blocks])
-        block = torch.bucketize(first, starts, right=True) - 1
-        other = torch.bucketize(second, starts, right=True) - 1
+        sizes = torch.tensor([atoms.stop - atoms.start for atoms, _, _ in self.blocks])
+
+        def place(atoms: Tensor) -> tuple[Tensor, Tensor]:
+            """Block of some atoms, and their number among its copies."""
+            frame = atoms // n_atoms
+            block = torch.bucketize(atoms - frame * n_atoms, starts, right=True) - 1
+            return block, atoms - frame * n_atoms - starts[block] + frame * sizes[block]
+
+        (block, one), (other_block, other) = place(first), place(second)
         jump = positions[first] + vectors - positions[second]
-        inside = (block == other) & (jump.abs().amax(1) < 0.1)
-        across = ~inside
+        inside = (block == other_block) & (jump.abs().amax(1) < 0.1)
+        own, across = (torch.nonzero(rows).squeeze(1) for rows in (inside, ~inside))
         # Seen from either side, and as far away as if the other had done its half already.
-        point = torch.cat([first[across], second[across]])
         gap = vectors[across]
         length = gap.norm(dim=1).clamp(min=0.1)
         gap = gap * (1 + 0.5 * (nearest[across] / length - 1).clamp(min=0))[:, None]
         still = torch.cat([positions[first[across]] + gap, positions[second[across]] - gap])
+        point = torch.cat([one[across], other[across]])
         limit = nearest[across].repeat(2)
-        side = torch.cat([block[across], other[across]])
+        n_copies = len(positions) // n_atoms
         result = []
-        for k, (atoms, _, _) in enumerate(self.blocks):
-            own, mine = inside & (block == k), side == k
-            n_own, n_still = atoms.stop - atoms.start, int(mine.sum())
-            near = torch.cat([nearest[own], limit[mine]])
+        for k, (mine, theirs) in enumerate(zip(
+            _by_block(block[own], len(starts)),
+            _by_block(torch.cat([block[across], other_block[across]]), len(starts)), strict=True,
+        )):  # fmt: skip
+            rows = own[mine]
+            near = torch.cat([nearest[rows], limit[theirs]])
+            outside = n_copies * sizes[k] + torch.arange(len(theirs))
             result.append((
                 Pairs(
-                    torch.cat([first[own], point[mine]]) - atoms.start,
-                    torch.cat([second[own] - atoms.start, n_own + torch.arange(n_still)]),
+                    torch.cat([one[rows], point[theirs]]), torch.cat([other[rows], outside]),
                     near, torch.full_like(near, math.inf),
                 ),
-                still[mine],
+                still[theirs],
             ))  # fmt: skip
         return result
+
+
+def _by_block(block: Tensor, n_blocks: int) -> tuple[Tensor, ...]:
+    """Rows of each block, in their order."""
+    order = torch.argsort(block, stable=True)
+    return order.split(torch.bincount(block, minlength=n_blocks).tolist())
 
 
 def _first_atoms(members: np.ndarray, n_beads: int) -> np.ndarray:

@@ -26,6 +26,8 @@ import torch
 from scipy.stats import norm, qmc
 from torch import Tensor
 
+from mdbackmap.threads import spread
+
 CELLS = 72
 """Cells of the table of torsions, over -180 to 180 degrees."""
 GAUCHE = math.radians(120.0)
@@ -40,7 +42,7 @@ FLEXES = 3
 """Steps of making a chain's beads fit."""
 AHEAD = 2
 """Beads after the one that is placed that a conformer is judged by."""
-AT_ONCE, MANY = 1 << 18, 4096
+AT_ONCE, MANY = 1 << 18, 1024
 """Weights worked out together, 1 MB, which fits caches; chains made to fit together."""
 
 
@@ -226,9 +228,9 @@ class ChainSampler:
         """
         size = max(1, AT_ONCE // (self.particles * self.candidates))
         pieces = zip(*(table.split(size) for table in (anchors, beads, dice)), strict=True)
-        chains = torch.cat([self._pick(*piece) for piece in pieces])
-        few = zip(chains.split(MANY), beads.split(MANY), strict=True)
-        return torch.cat([self._flexer(*piece) for piece in few])
+        chains = torch.cat(spread(lambda piece: self._pick(*piece), list(pieces)))
+        pieces = zip(chains.split(MANY), beads.split(MANY), strict=True)
+        return torch.cat(spread(lambda piece: self._flexer(*piece), list(pieces)))
 
     def _pick(self, anchors: Tensor, beads: Tensor, dice: Tensor) -> Tensor:
         """Grow chains, and keep one per molecule; those that must flex less have better chances."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,16 +59,16 @@ class BeadGraph:
             present,
         )
 
-    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
-        """Yield beads and their neighbours so that every bead comes once, at most ``size`` at once.
+    def chunks(self, size: int) -> list[np.ndarray]:
+        """Return the beads of chunks of at most ``size``, so that every bead comes once.
 
-        The order is of the graph's choice. The indices of neighbours are those of the whole system.
+        The order is of the graph's choice.
         """
         if size < 1:
             raise ValueError(f"chunk size {size}: expected at least one bead")
+        found = []
         for start in range(0, self.n_beads, WINDOW * size):
             near_together = np.arange(start, min(start + WINDOW * size, self.n_beads))
             order = near_together[np.argsort(-self.count[near_together], kind="stable")]
-            for k in range(0, len(order), size):
-                beads = order[k : k + size]
-                yield beads, self.neighbours(beads)
+            found += [order[k : k + size] for k in range(0, len(order), size)]
+        return found

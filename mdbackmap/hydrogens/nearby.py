@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,16 @@ class Nearby:
     first: np.ndarray
     second: np.ndarray
     gaps: np.ndarray
+
+    @classmethod
+    def of_frames(cls, pairs: Sequence[Nearby], n_heavy: int) -> Nearby:
+        """Return the pairs of several frames of so many heavy atoms, one behind the other."""
+        if len(pairs) == 1:
+            return pairs[0]
+        shift = np.repeat(n_heavy * np.arange(len(pairs)), [len(p.first) for p in pairs])
+        first, second = (np.concatenate([getattr(p, name) for p in pairs])
+                         for name in ("first", "second"))  # fmt: skip
+        return cls(first + shift, second + shift, np.concatenate([p.gaps for p in pairs]))
 
     def __getitem__(self, rows: np.ndarray) -> Nearby:
         return Nearby(self.first[rows], self.second[rows], self.gaps[rows])

@@ -45,6 +45,7 @@ class HydrogenPlacer:
 
     def __init__(self, recipes: Recipes) -> None:
         self.recipes = recipes
+        self._repeated: dict[int, HydrogenPlacer] = {}
         self.spreader = Spreader(recipes)
         turning = recipes.turning
         rows = np.concatenate([t.bearers for t in turning] or [np.zeros(0, np.int64)])
@@ -59,6 +60,17 @@ class HydrogenPlacer:
         turns = self._group_of >= self._n_donors
         self._watched = np.where(turns, WATCHED + TURN, WATCHED).astype(np.float32)
         self._seen_as = np.where(recipes.accepts, ACCEPTOR, HEAVY)
+
+    def repeated(self, copies: int) -> HydrogenPlacer:
+        """Return what places those of so many copies of the system together."""
+        if copies == 1:
+            return self
+        if copies not in self._repeated:
+            self._repeated[copies] = HydrogenPlacer(self.recipes.repeated(copies))
+        return self._repeated[copies]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_repeated": {}}
 
     def __call__(self, heavy: np.ndarray, pairs: Nearby) -> np.ndarray:
         """Place hydrogens.

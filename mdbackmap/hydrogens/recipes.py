@@ -19,7 +19,7 @@ heavy  frame                       hydrogens
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,6 +72,11 @@ class Turning:
     cost: np.ndarray
     polar: bool
 
+    def repeated(self, copies: int, n_bearers: int, n_hydrogens: int) -> Turning:
+        """Return the groups of so many copies of a system."""
+        return replace(self, bearers=_copied(self.bearers, copies, n_bearers),
+                       first=_copied(self.first, copies, n_hydrogens))  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Recipes:
@@ -119,6 +124,29 @@ class Recipes:
     @property
     def n_hydrogens(self) -> int:
         return len(self.owner)
+
+    def repeated(self, copies: int) -> Recipes:
+        """Return how the hydrogens of so many copies of the system are built."""
+        n, h, heavy = len(self.bearers), self.n_hydrogens, len(self.count)
+        return Recipes(
+            bearers=_copied(self.bearers, copies, heavy),
+            neighbours=_copied(self.neighbours.T, copies, heavy).T,
+            kind=np.tile(self.kind, copies), owner=_copied(self.owner, copies, n),
+            coefficients=np.tile(self.coefficients, (copies, 1)),
+            turning=tuple(turning.repeated(copies, n, h) for turning in self.turning),
+            first=_copied(self.first, copies, h),
+            **{name: np.tile(getattr(self, name), copies)
+               for name in ("count", "polar", "accepts")},
+            bonded=_copied(self.bonded, copies, heavy),
+            within_two=_copied(self.within_two, copies, heavy),
+        )  # fmt: skip
+
+
+def _copied(index: np.ndarray, copies: int, step: int) -> np.ndarray:
+    """Indices along the last axis once for every copy, which start ``step`` apart; -1 stays."""
+    shift = np.repeat(step * np.arange(copies, dtype=index.dtype), index.shape[-1])
+    many = np.tile(index, copies)
+    return np.where(many < 0, many, many + shift)
 
 
 def recipes_for(system: System, atoms: AllAtoms) -> Recipes:

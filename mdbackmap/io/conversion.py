@@ -17,7 +17,7 @@ import MDAnalysis as mda
 import numpy as np
 
 from mdbackmap import __version__
-from mdbackmap.errors import ModelError, WorkerError
+from mdbackmap.errors import FrameError, ModelError, WorkerError
 from mdbackmap.io.reader import independent
 from mdbackmap.io.segments import Job, Run, Tick, convert_segments, refuse_unfinished
 from mdbackmap.io.simulation import check_simulation, write_notes, write_simulation
@@ -168,7 +168,8 @@ def backmap(
         blank = functools.partial(blank_universe, system, backmapper.atoms)
         work = Atoms(backmapper)
         job = Job(source.read, work, blank, frames, len(backmapper.atoms), output,
-                  source.dt * frames.step, note_of=work.note)  # fmt: skip
+                  source.dt * frames.step, note_of=work.note, many=work.many,
+                  together=backmapper.together)  # fmt: skip
         facts = _asked(source, frames, output, names, backmapper)
         outcome = convert_segments(
             job, names, facts, resume=resume, restart=restart, tick=tick, run=run
@@ -228,10 +229,20 @@ class Atoms:
         ModelError
             The weights that are found here are not those of the process that sent this.
         """
+        (found,) = self.many([frame])
+        if isinstance(found, FrameError):
+            raise found
+        return found
+
+    def many(self, frames: Sequence[Frame]) -> list[np.ndarray | FrameError]:
+        """Return the positions of several frames, or why there are none; see a call."""
         if not self._checked:
             self._check()
-        beads = frame.positions[self.backmapper.layout.file_beads]
-        return self.backmapper(beads, frame.box, frame.index)
+        source = self.backmapper.layout.file_beads
+        return self.backmapper.many(
+            [frame.positions[source] for frame in frames], [frame.box for frame in frames],
+            [frame.index for frame in frames],
+        )  # fmt: skip
 
     def note(self, frame: Frame) -> dict[str, Any] | None:
         """Return how a frame relaxed, where it did."""

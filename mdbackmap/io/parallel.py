@@ -7,7 +7,7 @@ import pickle
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
@@ -164,8 +164,10 @@ def _run(
             count(len(job.places(k)))
             yield k
     finally:
-        client.cancel(list(futures))
-        client.unregister_worker_plugin(share.name)
+        # A cluster that is being stopped as well may be gone.
+        with suppress(OSError):
+            client.cancel(list(futures))
+            client.unregister_worker_plugin(share.name)
 
 
 def _result(future, places: range) -> list[tuple[int, str]]:

@@ -16,11 +16,11 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import MDAnalysis as mda
 import numpy as np
@@ -46,6 +46,7 @@ _OURS = re.compile(r"\d{6,}-|start-|trajectory\.|topology\.|\.part-|checkpoint\.
 _WAITS = (0, 1, 2, 4, 8, 16)
 """Seconds after which a file that another machine wrote is looked for again."""
 
+T, R = TypeVar("T"), TypeVar("R")
 Tick = Callable[[int, int], None]
 """Told the frames done and the frames there are."""
 
@@ -124,6 +125,10 @@ class Job:
         In the names of segments: files of a job that was given up are none of this one's.
     note_of : callable, optional
         `Frame` → what is noted of it, after ``work``; None: nothing.
+    many : callable, optional
+        Frames → for each what ``work`` returns or the `FrameError` it raises; None: one by one.
+    together : int
+        Frames that ``many`` is given at once.
     """
 
     read: Callable[[int], Frame]
@@ -136,6 +141,8 @@ class Job:
     size: int = 0
     token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     note_of: Callable[[Frame], dict | None] | None = None
+    many: Callable[[Sequence[Frame]], Iterable[np.ndarray | FrameError]] | None = None
+    together: int = 1
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
@@ -203,22 +210,38 @@ class Job:
         with Parts() as parts:
             path = parts.add(self.path(k))
             with self._writer(path) as writer:
-                for place in places:
-                    self._convert(place, writer, done, parts)
-                    if count:
-                        count(1)
+                for first in range(places.start, places.stop, self.together):
+                    batch = range(first, min(first + self.together, places.stop))
+                    for place, frame, answer in self._answers(batch):
+                        if isinstance(answer, FrameError):
+                            done.outcome.leave_out(self.frames[place], answer)
+                        else:
+                            self._write(place, frame, answer, writer, done, parts)
+                        if count:
+                            count(1)
             with _written(self.output):
                 path.touch()
                 done.size, done.checksum = path.stat().st_size, checksum(path)
                 parts.add(self.note(k)).write_text(json.dumps(asdict(done)), encoding="utf-8")
 
-    def _convert(self, place: int, writer: FrameWriter, done: Segment, parts: Parts) -> None:
-        try:
-            frame = self.read(self.frames[place])
-            positions = self.work(frame)
-        except FrameError as error:
-            done.outcome.leave_out(self.frames[place], error)
-            return
+    def _answers(
+        self, places: range
+    ) -> Iterator[tuple[int, Frame | None, np.ndarray | FrameError]]:
+        """Read some frames and work on them; in order."""
+        read = [_or_error(self.read, self.frames[place]) for place in places]
+        frames = [frame for frame in read if not isinstance(frame, FrameError)]
+        many = self.many or (lambda few: [_or_error(self.work, frame) for frame in few])
+        found = iter(many(frames) if frames else ())
+        for place, frame in zip(places, read, strict=True):
+            if isinstance(frame, FrameError):
+                yield place, None, frame
+            else:
+                yield place, frame, next(found)
+
+    def _write(
+        self, place: int, frame: Frame, positions: np.ndarray, writer: FrameWriter, done: Segment,
+        parts: Parts,
+    ) -> None:  # fmt: skip
         writer.write(frame, positions, place)
         if done.first < 0:
             done.first = place
@@ -233,6 +256,14 @@ class Job:
 
     def _writer(self, path: Path) -> FrameWriter:
         return FrameWriter(self.output, path, self.universe, len(self.frames), self.dt, bare=True)
+
+
+def _or_error(make: Callable[[T], R], of: T) -> R | FrameError:
+    """What is made of something, or the `FrameError` this raises."""
+    try:
+        return make(of)
+    except FrameError as error:
+        return error
 
 
 class Run(Protocol):
@@ -458,6 +489,9 @@ class Assembly:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_) -> None:
         try:
             if error is not None and self.job.folder.exists():
+                with suppress(OSError):
+                    # Workers may have done more than has been heard of.
+                    self.todo()
                 done = self.frames_done
                 if not done or not self.asked:
                     with suppress(OSError):

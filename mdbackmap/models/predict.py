@@ -9,7 +9,7 @@ chunk size, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mdbackmap.models.encoder import Encoder, Layer
 from mdbackmap.models.hierarchical import HierarchicalVectors
+from mdbackmap.threads import spread
 
 MANY_BEADS = 50_000
 """Beyond, features are sent in their compact form (100 MB otherwise)."""
@@ -50,15 +51,15 @@ def predict_in_chunks(
     bead: Tensor,
     residue: Tensor,
     noise: Tensor,
-    chunks: Callable[[], Iterable[Chunk]],
+    chunks: Sequence[Callable[[], Chunk]],
     atom_key: Tensor,
 ) -> Tensor:
     """Predict the anchor-to-atom vectors of a system.
 
     Parameters
     ----------
-    chunks : callable
-        Gives chunks that cover all beads, once for every layer.
+    chunks : sequence of callable
+        Make chunks that cover all beads; each is called once for every layer.
     atom_key : Tensor, shape=(n_atoms,), int64
 
     Returns
@@ -70,13 +71,17 @@ def predict_in_chunks(
     with torch.inference_mode():
         features = encoder.embed(bead, residue, noise)
         for layer in inner:
-            features = _update(encoder, layer, features, chunks())
+            features = _update(encoder, layer, features, chunks)
         result = features[1].new_empty(len(atom_key), 3)
         run = _run(encoder, last, features)
-        for chunk in chunks():
+
+        def read(make: Callable[[], Chunk]) -> None:
+            chunk = make()
             result[chunk.atoms] = network.atom_vectors(
                 network.bead_vectors(*run(chunk)), chunk.owner, atom_key[chunk.atoms]
             )
+
+        spread(read, chunks)
         return result
 
 
@@ -98,11 +103,15 @@ def _run(encoder: Encoder, layer: Layer, features: Features) -> Callable[[Chunk]
 
 
 def _update(
-    encoder: Encoder, layer: Layer, features: Features, chunks: Iterable[Chunk]
+    encoder: Encoder, layer: Layer, features: Features, chunks: Sequence[Callable[[], Chunk]]
 ) -> Features:
     """Return a layer's features of all beads."""
     run = _run(encoder, layer, features)
     scalars, vectors = map(torch.empty_like, features)
-    for chunk in chunks:
+
+    def work(make: Callable[[], Chunk]) -> None:
+        chunk = make()
         scalars[chunk.beads], vectors[chunk.beads] = run(chunk)
+
+    spread(work, chunks)
     return scalars, vectors
