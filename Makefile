@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.suite $(BENCH) $(if $(wildcard $(DATA)/cg),--data $(DATA)/cg)
 
 # Weights, each by one command: `make weights/martini3 DATA=folder`; see docs/training.md.
 DATA ?= data

@@ -116,7 +116,7 @@ def measure(
     """Convert frames; return what it took."""
     threads = set_threads(threads)
     source = CGSource.open(trajectory, topology)
-    system = lay_out(source, "martini3")
+    system = lay_out(source, "martini3", solvent=options.solvent)
     backmapper = inspected(Backmapper(system, None, options), source)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -169,12 +169,13 @@ def to_text(row: dict) -> str:
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--chunk-size", type=click.IntRange(1), default=CHUNK_SIZE, show_default=True)
 @click.option("--no-hydrogens", is_flag=True)
+@click.option("--solvent", type=click.Choice(["keep", "drop"]), default="drop", show_default=True)
 @click.option("--cold", is_flag=True, help="Count the first frame as well.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers there.")
 def main(trajectory: Path, topology: Path | None, frames: int, threads: int, chunk_size: int,
-         no_hydrogens: bool, cold: bool, output: Path | None) -> None:  # fmt: skip
+         no_hydrogens: bool, solvent: str, cold: bool, output: Path | None) -> None:  # fmt: skip
     """Time the conversion of TRAJECTORY, stage by stage."""
-    options = Options(chunk_size=chunk_size, hydrogens=not no_hydrogens)
+    options = Options(chunk_size=chunk_size, hydrogens=not no_hydrogens, solvent=solvent)
     row = measure(trajectory, topology, frames, threads, options, warm=not cold)
     click.echo(to_text(row))
     if output:

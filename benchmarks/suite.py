@@ -98,6 +98,8 @@ def run(data: Path | None, *, full: bool) -> dict:
         add(name, trajectory, topology, frames=n_frames)
         add(f"{name}, {threads} threads", trajectory, topology, frames=n_frames, threads=threads)
         add(f"{name}, heavy atoms", trajectory, topology, frames=n_frames, no_hydrogens=True)
+    if "ubiquitin_en" in found:
+        add("ubiquitin_en, with its water", *found["ubiquitin_en"][:2], frames=8, solvent="keep")
     last = list(found)[-1] if not full else "a2a_caff" if "a2a_caff" in found else "ubiquitin"
     trajectory, topology, n_frames = found[last]
     for size in (64, 128, 512, 1024):
