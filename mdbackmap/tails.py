@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mdbackmap.geometry.rings import near
-from mdbackmap.geometry.rotamers import Block, ChainSampler
+from mdbackmap.geometry.rotamers import PARTICLES, Block, ChainSampler
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.chains import Chain, chains_of
 from mdbackmap.mapping.system import System
@@ -20,6 +20,8 @@ FIT, HOLD = 0.2, 0.05
 and in the end."""
 LOOSE = 2.5
 """Times the noise, which is added to the first: force fields stretch some beads' bonds by 1 Å."""
+MANY = 64
+"""Chains grown per molecule where beads are precise, and few conformers fit them."""
 ROOT = 0.3
 """Å per axis, at which the network places the atoms a chain hangs from."""
 CROSSED, DRAWS = 1.4, 3
@@ -118,4 +120,5 @@ def _sampler(template: Template, chain: Chain, noise: float) -> ChainSampler:
             np.radians(chain.angle[here]), weights / weights.sum(),
         ))  # fmt: skip
         fit.append(math.hypot(FIT, LOOSE * noise, 0.0 if fit else ROOT))
-    return ChainSampler(blocks, fit, hold=max(HOLD, noise))
+    particles = PARTICLES if noise else MANY
+    return ChainSampler(blocks, fit, hold=max(HOLD, noise), particles=particles)
