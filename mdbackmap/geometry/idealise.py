@@ -171,13 +171,16 @@ class Idealiser:
         if copies == self.copies:
             return self
         if copies not in self._repeated:
-            self._repeated[copies] = self._repeat(copies)
+            # Batches are of one size but for the last; others are not worth their memory.
+            self._repeated = {copies: self._repeat(copies)}
         return self._repeated[copies]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_repeated": {}}
 
     def _repeat(self, copies: int) -> Idealiser:
+        if copies == 1:
+            return self
         many, n = copy.copy(self), self.n_atoms
         many.copies, many.pairs = copies, self.pairs.repeated(copies, n)
         for name in ("centres", "around", "quads", "torsions", "member"):
@@ -242,7 +245,7 @@ class Idealiser:
                 rows, n_moving, contacts = self._some(rows, n_moving, contacts, again)
                 beads = beads.view(3, work.copies, -1)[:, again].flatten(1)
                 target = target.view(work.copies, -1)[again].flatten()
-                frames, work = frames[again], self.repeated(int(again.sum()))
+                frames, work = frames[again], self._repeat(int(again.sum()))
         return result.flatten(1).T.contiguous()
 
     def _some(

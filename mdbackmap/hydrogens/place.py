@@ -66,7 +66,7 @@ class HydrogenPlacer:
         if copies == 1:
             return self
         if copies not in self._repeated:
-            self._repeated[copies] = HydrogenPlacer(self.recipes.repeated(copies))
+            self._repeated = {copies: HydrogenPlacer(self.recipes.repeated(copies))}
         return self._repeated[copies]
 
     def __getstate__(self) -> dict:
