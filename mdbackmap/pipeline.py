@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -191,12 +191,16 @@ class Backmapper:
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
         self._trust(self.options.noise, simulated=True)
+        self._foretold: tuple[np.ndarray, np.ndarray | None, torch.Tensor] | None = None
         self._undecided = (
             protonation.decide(system, self.options.ph, self.options.protonation)
             if self.options.hydrogens else None
         )  # fmt: skip
         self.protonate(self._undecided)
         self.kept: Kept | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_foretold": None}
 
     def protonate(self, states: Protonation | None) -> None:
         """Go on with other protonation states; None: with heavy atoms only."""
@@ -369,7 +373,7 @@ class Backmapper:
         sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
         frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
         self._adopt(self.layout)
-        self.backbone = self.layout.backbone
+        self.backbone, self._foretold = self.layout.backbone, None
         self._measure_beads(frames, boxes)
         if self.noise == 0.0:
             # Most chains of structures end where they were not resolved further, without OXT.
@@ -399,8 +403,11 @@ class Backmapper:
         cosines = []
         with torch.inference_mode(), shared():
             for beads, box in zip(frames, boxes, strict=True):
-                atoms = self._predict(self.unwrap(beads, box), box).numpy()
-                omega = torsions(atoms, backbone.omegas[asked], None)
+                whole = self.unwrap(beads, box)
+                atoms = self._predict(whole, box)
+                # The first frame is what is asked for next, as a rule.
+                self._foretold = self._foretold or (whole, box, atoms)
+                omega = torsions(atoms.numpy(), backbone.omegas[asked], None)
                 cosines.append(np.cos(np.radians(omega)))
         cis = np.zeros(len(backbone.cis), dtype=bool)
         cis[asked] = np.mean(cosines, axis=0) > CIS_COSINE
@@ -544,7 +551,13 @@ class Backmapper:
 
     def _predicted(self, one: _Asked) -> torch.Tensor:
         """Heavy atoms before their geometry is put right, shape (n_atoms, 3), Å."""
-        positions, beads = self._predict(one.beads, one.box), torch.from_numpy(one.beads)
+        known = self._foretold
+        if known and np.array_equal(known[0], one.beads) and np.array_equal(known[1], one.box):
+            positions = known[2]
+        else:
+            self._foretold = None
+            positions = self._predict(one.beads, one.box)
+        beads = torch.from_numpy(one.beads)
         if self.options.draw:
             positions = self.tails(positions, beads, one.box)
         return self.kept(positions, beads) if self.kept else positions
