@@ -23,6 +23,7 @@ from mdbackmap.relax.force_fields import Assignment, assign, openmm_topology
 from mdbackmap.relax.kinds import find_kinds
 from mdbackmap.relax.matching import match
 from mdbackmap.relax.templates import Templates, residues_of
+from mdbackmap.relax.tiling import tiled
 from mdbackmap.relax.topology import gromacs_topology, system_xml
 from mdbackmap.relax.transfer import Transfer
 from mdbackmap.structure import AtomTable, Frame
@@ -245,7 +246,6 @@ def test_lipids_put_together_are_those_of_the_force_field(library: Library) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_every_shipped_lipid_is_covered_by_charmm36(library: Library) -> None:
     lipids = [t.residue for t in library.templates if t.kind == "lipid" and t.has_atoms]
     bad = []
@@ -338,3 +338,11 @@ def test_what_is_wrong_with_a_chain_is_said(peptide: tuple[System, np.ndarray]) 
     ((label, count),) = found.missing.items()
     assert label.startswith("THR 12 of a chain (")
     assert count == 1
+
+
+def test_forces_that_cannot_be_repeated_are_named() -> None:
+    system = mm.System()
+    system.addParticle(12.0)
+    system.addForce(mm.GayBerneForce())
+    with pytest.raises(ForceFieldError, match=r"GayBerneForce.*\n.*--force-field-file"):
+        tiled(system, [np.zeros((1, 1), int)], 1)

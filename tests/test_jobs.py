@@ -23,8 +23,6 @@ from helpers_io import DRY, TPR, XTC, fails, load, ok
 distributed = pytest.importorskip("distributed")
 from mdbackmap.io import parallel  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
 
 @pytest.fixture(scope="module")
 def cluster():

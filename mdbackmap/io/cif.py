@@ -30,11 +30,11 @@ class CIFText:
     universe : MDAnalysis.Universe
         Names, residues, chain IDs, elements, record types and, if it has them, bonds.
     models : bool
-        There are several frames.
+        There are several frames; here they look like one.
     """
 
     def __init__(self, universe: mda.Universe, *, models: bool) -> None:
-        self.universe, self.models = universe, models
+        self.universe = universe
 
     @functools.cached_property
     def _number(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 import openmm as mm
 
+from mdbackmap.errors import ForceFieldError
 from mdbackmap.relax.force_fields import Assignment
 from mdbackmap.relax.generic import generic_system
 from mdbackmap.relax.kinds import Kind, find_kinds
@@ -375,7 +376,11 @@ class _Table:
         named = {force.getTabulatedFunctionName(i): force.getTabulatedFunction(i)
                  for i in range(force.getNumTabulatedFunctions())}  # fmt: skip
         if set(named) != {"acoef", "bcoef"}:
-            raise NotImplementedError(f"a force {force.getEnergyFunction()!r}")
+            raise ForceFieldError(
+                f"force field with a CustomNonbondedForce {force.getEnergyFunction()!r}: relaxing "
+                "knows tables of Lennard-Jones coefficients only, as CHARMM's\n"
+                "  Hint: leave that force out of the --force-field-file."
+            )
         n, _, values = named["acoef"].getFunctionParameters()
         self.a = np.array(values).reshape(n, n)
         self.b = np.array(named["bcoef"].getFunctionParameters()[2]).reshape(n, n)

@@ -14,6 +14,8 @@ import numpy as np
 import openmm as mm
 from openmm import unit
 
+from mdbackmap.errors import ForceFieldError
+
 # What is repeated of a force: plural of the term, and how many atoms it has. Atoms come first,
 # except in CMAP, where the number of the map does.
 _TERMS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -67,12 +69,21 @@ def tiled(system: mm.System, places: Sequence[np.ndarray], n_atoms: int) -> mm.S
 
 
 def tiled_force(force: mm.Force, places: Sequence[np.ndarray], source: np.ndarray) -> mm.Force:
-    """Repeat a force; arguments as in `tiled`, ``source`` is the atom of the original of each."""
+    """Repeat a force; arguments as in `tiled`, ``source`` is the atom of the original of each.
+
+    Raises
+    ------
+    ForceFieldError
+        A kind of force that cannot be repeated.
+    """
     name = type(force).__name__
     if name == "CMMotionRemover":
         return mm.CMMotionRemover(force.getFrequency())
     if name not in _TERMS:
-        raise NotImplementedError(f"{name} cannot be repeated for copies of a molecule")
+        raise ForceFieldError(
+            f"force field with a {name}: only forces within molecules and between pairs of "
+            "atoms can be used here\n  Hint: leave that force out of the --force-field-file."
+        )
     new = emptied(force)
     spread = _Spread(places)
     for term, n in _TERMS[name]:
