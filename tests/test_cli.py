@@ -605,11 +605,13 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("suffix", ["xtc", "trr", "dcd", "pdb", "nc"])
+@pytest.mark.parametrize("suffix", ["xtc", "trr", "dcd", "h5md", "nc", "xyz", "pdb", "cif"])
 def test_a_disk_that_is_really_full(folder, weights, small_disk, suffix):
     output = folder / f"aa.{suffix}"
     # A topology small enough to be written.
-    names = ["--topology-out", output if suffix == "pdb" else folder / "aa.gro"]
+    names = ["--topology-out", output if suffix in ("pdb", "cif") else folder / "aa.gro"]
+    if suffix == "h5md":
+        pytest.importorskip("h5py")
     with unchanged(folder):
         said = fails("convert", folder / "cg.xtc", "-o", output, "--model", weights, *names)
     assert said.startswith(f"error: {output}:")

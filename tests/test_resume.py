@@ -302,6 +302,43 @@ def test_two_at_once(made, tmp_path):
     assert output.read_bytes() == (tmp_path / "whole.xtc").read_bytes()
 
 
+def test_a_lock_that_was_given_back_meanwhile(tmp_path, monkeypatch):
+    """The one who had it removes the file after another has opened it."""
+    original, taken = segments.fcntl.flock, []
+
+    def flock(handle, how):
+        if not taken:
+            taken.append(handle)
+            (tmp_path / "lock").unlink()
+        return original(handle, how)
+
+    monkeypatch.setattr(segments.fcntl, "flock", flock)
+    with segments._lock(tmp_path), pytest.raises(OutputFileError, match="another process"):
+        segments._lock(tmp_path)
+
+
+def test_nothing_is_left_where_nothing_can_be_begun(made, tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    with unchanged(tmp_path), pytest.raises(OutputFileError, match="No space left"):
+        convert_segments(made(tmp_path / "aa.xtc"), None, ASKED)
+    assert not folder_of(tmp_path / "aa.xtc").exists()
+
+
+def test_places_where_unfinished_work_cannot_be_kept(made, tmp_path, monkeypatch):
+    job = made(tmp_path / "aa.xtc")
+    job.folder.write_text("mine")
+    with unchanged(tmp_path), pytest.raises(OutputFileError, match=r"aa\.xtc\.part: is no folder"):
+        convert_segments(job, None, ASKED, restart=True)
+    job.folder.unlink()
+    job.folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != job.folder)
+    with pytest.raises(OutputFileError, match=r"aa\.xtc\.part: unfinished .* cannot be written to"):
+        convert_segments(job, None, ASKED, resume=True)
+
+
 def test_failures_are_remembered(made, tmp_path):
     output = tmp_path / "aa.xtc"
     half_done(made, output, stop=5, bad=())

@@ -19,7 +19,7 @@ import numpy as np
 from mdbackmap import __version__
 from mdbackmap.errors import FrameError, ModelError, WorkerError
 from mdbackmap.io.reader import independent
-from mdbackmap.io.segments import Job, Run, Tick, convert_segments, refuse_unfinished
+from mdbackmap.io.segments import Job, Run, Tick, check_folder, convert_segments, refuse_unfinished
 from mdbackmap.io.simulation import check_simulation, write_notes, write_simulation
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import blank_universe
@@ -147,6 +147,7 @@ def backmap(
     source = _source(cg, topology, select)
     frames = source.choose(start, stop, step)
     names = plan_outputs(output, topology_out, len(frames), source.files)
+    check_folder(output)
     if not (resume or restart):
         refuse_unfinished(output)
     with _runner(jobs, client) as run:

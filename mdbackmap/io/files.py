@@ -123,20 +123,28 @@ def _reason(error: Exception) -> str:
     return text[:300]
 
 
-def free_quietly(error: BaseException) -> None:
-    """Free what a failed constructor left in the traceback, without its destructor's complaints.
+@contextmanager
+def quiet_destructors() -> Iterator[None]:
+    """Let what is freed here not complain.
 
-    A reader or writer that could not be opened has nothing to close, and says so with a traceback.
+    A reader or writer that could not be opened has nothing to close, one that could not be closed
+    tries again, and both say so with a traceback.
     """
     before = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def free_quietly(error: BaseException) -> None:
+    """Free what failed code left in the traceback, without its destructors' complaints."""
+    with quiet_destructors():
         here: BaseException | None = error
         while here is not None:
             traceback.clear_frames(here.__traceback__)
             here = here.__context__
-    finally:
-        sys.unraisablehook = before
 
 
 def particles(universe: mda.Universe, source: str | None = None) -> Particles:

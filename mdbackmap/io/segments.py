@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import re
 import shutil
 import time
@@ -374,12 +375,17 @@ class Assembly:
         return self.job.folder / _CHECKPOINT
 
     def __enter__(self) -> Assembly:
+        check_folder(self.job.output)
+        new = not self.job.folder.exists()
         with _written(self.job.output):
             self.job.folder.mkdir(exist_ok=True)
             self._lock = _lock(self.job.folder)
             try:
                 self._begin()
             except BaseException:
+                if new:
+                    with suppress(OSError):
+                        self._remove()
                 self._lock.close()
                 raise
         return self
@@ -601,6 +607,23 @@ def unfinished(output: str | Path) -> Checkpoint | None:
     return found if any_done else None
 
 
+def check_folder(output: str | Path) -> None:
+    """Refuse a place where the unfinished parts of an output cannot be kept.
+
+    Raises
+    ------
+    OutputFileError
+    """
+    folder = folder_of(output)
+    if folder.exists() and not folder.is_dir():
+        problem = "is no folder, but unfinished work would be kept there"
+    elif folder.exists() and not os.access(folder, os.W_OK):
+        problem = "unfinished work is kept there, but the folder cannot be written to"
+    else:
+        return
+    raise OutputFileError(f"{folder}: {problem}\n  Hint: move it away, or choose another output.")
+
+
 def refuse_unfinished(output: str | Path) -> None:
     """Refuse to begin where unfinished work would be lost.
 
@@ -654,20 +677,25 @@ def _lock(folder: Path) -> IO[str]:
     OutputFileError
         Another process has it.
     """
-    handle = (folder / _LOCK).open("a")
-    if fcntl is None:
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    while True:
+        handle = (folder / _LOCK).open("a")
+        if fcntl is None:
+            return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.close()
+            raise OutputFileError(
+                f"{folder}: another process is at work there; wait for it, or stop it"
+            ) from error
+        except OSError:
+            # A network file system without locks: nothing to hold on to.
+            return handle
+        # Whoever had it may have removed the file meanwhile.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), (folder / _LOCK).stat()):
+                return handle
         handle.close()
-        raise OutputFileError(
-            f"{folder}: another process is at work there; wait for it, or stop it"
-        ) from error
-    except OSError:
-        # A network file system without locks: nothing to hold on to.
-        pass
-    return handle
 
 
 def _patiently(note: Path) -> Segment:

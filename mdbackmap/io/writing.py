@@ -6,6 +6,7 @@ import bz2
 import functools
 import gzip
 import importlib.util
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from mdbackmap.errors import FrameError, OutputFileError
 from mdbackmap.io.cif import CIFText
-from mdbackmap.io.files import free_quietly, quiet_guesses
+from mdbackmap.io.files import free_quietly, quiet_destructors, quiet_guesses
 from mdbackmap.io.pdb import PDBText, refuse_long_names
 from mdbackmap.structure import AtomTable, Frame
 
@@ -196,7 +197,7 @@ class FrameWriter:
     ) -> None:  # fmt: skip
         self.path, self.part, self.universe = Path(path), part, universe
         self.n_frames, self.dt, self.bare, self.written = n_frames, dt, bare, 0
-        self._writer: TextFile | mda.coordinates.base.WriterBase | None = None
+        self._writer: TextFile | H5MDFile | mda.coordinates.base.WriterBase | None = None
 
     def write(self, frame: Frame, positions: np.ndarray, place: int | None = None) -> None:
         """Write positions (n_atoms, 3), Å, with the box and time of ``frame``.
@@ -219,20 +220,19 @@ class FrameWriter:
             ) from error
         self.written += 1
 
-    def _open(self, first: Frame) -> TextFile | mda.coordinates.base.WriterBase:
+    def _open(self, first: Frame) -> TextFile | H5MDFile | mda.coordinates.base.WriterBase:
         name, many = str(self.part), self.n_frames > 1
         if text := text_format(name):
             return TextFile(self.part, text(self.universe, models=many), bare=self.bare)
         if name.lower().endswith(_GRO):
             refuse_long_names(self.universe, 5)
-        options = {}
+        n_atoms, options = len(self.universe.atoms), {}
+        if name.lower().endswith(".h5md"):
+            return H5MDFile(self.part, n_atoms)
         if name.lower().endswith(".dcd"):
             # The format counts time in steps from the start: the finer, the more exact.
             start = round(first.time / self.dt * _DCD_STEPS)
             options = {"dt": self.dt, "nsavc": _DCD_STEPS, "istart": start}
-        if name.lower().endswith(".h5md"):
-            options = {"timeunit": "ps", "lengthunit": "Angstrom", "creator": "mdbackmap"}
-        n_atoms = len(self.universe.atoms)
         return mda.Writer(name, n_atoms=n_atoms, multiframe=many, **options)
 
     def __enter__(self) -> FrameWriter:
@@ -244,15 +244,76 @@ class FrameWriter:
         try:
             with quiet_guesses():
                 self._writer.close()
-            if isinstance(self._writer, H5MDWriter) and self._writer.h5md_file:
-                # Its own close does nothing.
-                self._writer.h5md_file.close()
             if kind is None and self.part.suffix.lower() == ".dcd":
                 _check_dcd(self.part, self.written)
         except (OSError, ValueError, RuntimeError) as error:
+            free_quietly(error)
+            with quiet_destructors():
+                self._writer = None
             # An earlier error is the one to report.
             if kind is None:
                 raise OutputFileError(f"{self.path}: cannot be written ({error})") from error
+
+
+class H5MDFile:
+    """Writes frames as H5MD.
+
+    Parameters
+    ----------
+    path : Path
+    n_atoms : int
+    """
+
+    def __init__(self, path: Path, n_atoms: int) -> None:
+        self._file = _PatientFile(path, "w+")
+        self._writer = H5MDWriter(
+            self._file, n_atoms, timeunit="ps", lengthunit="Angstrom", creator="mdbackmap"
+        )
+
+    def write(self, atoms: mda.AtomGroup) -> None:
+        """Write the current frame."""
+        self._writer.write(atoms)
+        self._file.refuse()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._file:
+            if self._writer.h5md_file:
+                # MDAnalysis' own close does nothing.
+                self._writer.h5md_file.close()
+        self._file.refuse()
+
+
+class _PatientFile(io.FileIO):
+    """A file that keeps to itself what went wrong, until it is asked.
+
+    HDF5 cannot close a file that it cannot write to, and ends the process over it.
+    """
+
+    failed: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        """Write all of some bytes."""
+        left = memoryview(data).cast("B")
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failed = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut the file, or make it longer."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = error
+            return size or 0
+
+    def refuse(self) -> None:
+        """Raise what went wrong."""
+        if self.failed:
+            raise self.failed
 
 
 class TextFile:
