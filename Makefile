@@ -74,6 +74,9 @@ $(WORK)/bb-on-ca-first/best.safetensors: $(addprefix $(WORK)/,proteins_bb-on-ca.
 weights/martini3-mapped weights/martini3 weights/bb-on-ca: \
 	weights/%: $(WORK)/%-first/best.safetensors
 weights/ca weights/martini2: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
+weights/martini3-lipids: $(addprefix $(WORK)/,lipids.npz lipids_simulated.npz)
+weights/martini3-lipids-mapped: $(WORK)/lipids.npz
+weights/martini2-lipids: $(WORK)/lipids_martini2.npz
 weights/martini2: $(WORK)/lipids_martini2.npz $(WORK)/martini3.safetensors
 $(WORK)/martini3.safetensors: ; mkdir -p $(WORK) && cp mdbackmap/weights/martini3.safetensors $@
 # Some models are trained in two stages.

@@ -43,7 +43,7 @@ STAGES: dict[str, list[tuple[object, str]]] = {
     "make whole": [(Unwrapper, "__call__")],
     "neighbours": [(predictors, "find_pairs"), (pipeline, "close_pairs"), (tails, "close_pairs"),
                    (tails, "near")],
-    "network": [(predictors, "predict_in_chunks")],
+    "network": [(predictors, "predict_in_chunks"), (predictors, "predict_residues")],
     "placement": [(predictors, "place_atoms")],
     "lipid tails": [(Tails, "__call__")],
     "idealisation": [(BlockIdealiser, "__call__")],

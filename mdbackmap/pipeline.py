@@ -179,14 +179,12 @@ class Backmapper:
         self.options = options or Options()
         _check_device(self.options.device)
         given = [model] if isinstance(model, (str, Path, Checkpoint)) else model
-        models = [Model(m, self.options.device) for m in given or ()]
-        if not models:
+        if not given:
             name = fitting_model(system)
-            models = [Model(name, self.options.device)] if name else []
-        self._shares = share_out(system, models)
-        self._asked: Model | None = self._shares[0][0]
+            given = [name] if name else []
+        self._shares = share_out(system, in_company(given, self.options.device))
         self._borrowed: set[str] = set()
-        self._use(self._asked)
+        self._use(mapped=False)
         self.unwrap = Unwrapper(system.bead_parent)
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
@@ -292,11 +290,13 @@ class Backmapper:
         for name in ("idealiser", "ring_guard", "tails"):
             self.__dict__.pop(name, None)
 
-    def _use(self, model: Model | None) -> None:
-        """Take a model into use for what the first of the models places."""
-        self._model = model
+    def _use(self, *, mapped: bool) -> None:
+        """Take models into use, or with ``mapped`` those that they name for mapped beads."""
+        self._mapped = mapped
         self._parts = []
-        for own, residues in [(model, self._shares[0][1]), *self._shares[1:]]:
+        for own, residues in self._shares:
+            if own and mapped and own.checkpoint.for_mapped_beads:
+                own = Model(own.checkpoint.for_mapped_beads, self.options.device)
             whole = residues.all()
             part, beads, atoms = (
                 (self.system, np.arange(self.system.n_beads), np.arange(self.system.n_atoms))
@@ -321,22 +321,18 @@ class Backmapper:
 
     def _trust(self, noise: float | None, *, simulated: bool) -> None:
         """Settle what the network is told of the beads, and which of a pair of models it is."""
-        if self._model is not self._asked:
-            self._use(self._asked)
         if noise is None:
             noise = SIMULATED_NOISE if simulated else 0.0
-        self.noise = noise
+        if self._mapped != (noise == 0.0):
+            self._use(mapped=noise == 0.0)
+        self.noise = min(noise, self.checkpoint.largest_noise) if self.checkpoint else noise
         self._forget_geometry()
-        if self.checkpoint is None:
-            return
-        self.noise = min(noise, self.checkpoint.largest_noise)
-        if noise == 0.0 and self.checkpoint.for_mapped_beads:
-            self._use(Model(self.checkpoint.for_mapped_beads, self.options.device))
 
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The first model; None where conformers are all there is."""
-        return self._model.checkpoint if self._model else None
+        first = self._parts[0][0]
+        return first.model.checkpoint if isinstance(first, NetworkPredictor) else None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -390,7 +386,7 @@ class Backmapper:
         if system is self.system:
             return
         self.system = system
-        self._use(self._model)
+        self._use(mapped=self._mapped)
         self._forget_geometry()
 
     def _settle_cis(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]) -> None:
@@ -426,20 +422,34 @@ class Backmapper:
         near = Nearby(*close_pairs(heavy, boxes[0], HYDROGEN_REACH))
         self.protonate(settle(self.layout, self.protonation, heavy, near))
 
+    def _bead_distances(self) -> tuple[np.ndarray, ...]:
+        """Pairs of beads whose distance tells simulated from mapped ones, and what models know.
+
+        As in `Vocabulary`, of all models that saw many kinds of residue.
+        """
+        found, kinds = [], 0
+        for part, own, _ in self._parts:
+            if not isinstance(part, NetworkPredictor):
+                continue
+            if found and not part.model.checkpoint.simulated_distances:
+                continue
+            pairs, kind, *known = part.vocabulary.bead_distances
+            found.append((own[pairs], kind + kinds, *known))
+            kinds += len(known[0])
+        return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
     def _measure_beads(
         self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None]
     ) -> None:
         """Find out whether the beads are simulated: their bonds are longer or shorter then."""
         if self.checkpoint is None:
             return
-        pairs, kind, mean, spread, elsewhere = self.vocabulary.bead_distances
+        pairs, kind, mean, spread, elsewhere = self._bead_distances()
         if not len(pairs):
             return
-        own = self._parts[0][1]
         total, count, n_frames = np.zeros(len(mean)), np.zeros(len(mean)), 0
         for beads, box in zip(frames, boxes, strict=True):
-            whole = self.unwrap(beads, box)[own]
-            sums, numbers = lengths_by_kind(whole, pairs, kind, len(mean))
+            sums, numbers = lengths_by_kind(self.unwrap(beads, box), pairs, kind, len(mean))
             total, count, n_frames = total + sums, count + numbers, n_frames + 1
         if not n_frames:
             return
@@ -661,7 +671,7 @@ def fitting_model(system: System) -> str | None:
     protein = np.array([t.kind == "protein" for t in system.templates])
     best, most = None, 0
     for name in names:
-        known = known_templates(system, Model(name).checkpoint)
+        known = np.any([known_templates(system, m.checkpoint) for m in in_company([name])], axis=0)
         if known.all():
             return name
         if known.sum() > most and not (protein & ~known).any():
@@ -669,6 +679,16 @@ def fitting_model(system: System) -> str | None:
     if best is None and protein.any():
         match(system, Model(DEFAULT_MODEL).checkpoint)
     return best
+
+
+def in_company(given: Sequence[str | Path | Checkpoint], device: str = "cpu") -> list[Model]:
+    """Return models, each followed by those that are to be used beside it."""
+    models = []
+    for one in given:
+        model = Model(one, device)
+        beside = (name for name in model.checkpoint.beside if name not in given)
+        models += [model, *(Model(name, device) for name in beside)]
+    return models
 
 
 def share_out(system: System, models: Sequence[Model]) -> list[tuple[Model | None, np.ndarray]]:

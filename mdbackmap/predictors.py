@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdbackmap.geometry.superpose import superpose
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.graph.neighbours import find_pairs, pairs_in_groups, relations
 from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.conformers import conformers
 from mdbackmap.mapping.system import System
@@ -22,7 +22,7 @@ from mdbackmap.models import checkpoint as checkpoints
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.hierarchical import place_atoms
 from mdbackmap.models.library import resolve
-from mdbackmap.models.predict import Chunk, predict_in_chunks
+from mdbackmap.models.predict import Chunk, ResidueKind, predict_in_chunks, predict_residues
 from mdbackmap.vocabulary import match
 
 FEW_BEADS = 20_000
@@ -110,22 +110,45 @@ class NetworkPredictor:
 
     def __call__(self, beads: np.ndarray, box: np.ndarray | None, noise: float) -> Tensor:
         """Return positions of the atoms; see `Predictor`."""
-        graph, device = self._graph(beads, box), self.model.device
         noise = min(noise, self.model.checkpoint.largest_noise)
+        if self.model.checkpoint.network.encoder.config.alone:
+            vectors = predict_residues(
+                self.model.checkpoint.network, self._kinds,
+                torch.from_numpy(beads).to(self.model.device), noise, self.chunk_size,
+                self.system.n_atoms,
+            )  # fmt: skip
+        else:
+            vectors = self._in_chunks(beads, box, noise)
+        return place_atoms(
+            vectors.cpu(), self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
+        )
+
+    @functools.cached_property
+    def _kinds(self) -> list[ResidueKind]:
+        """The residues by kind, for networks whose beads see their own residue only."""
+        system, words, found = self.system, self.vocabulary, []
+        for number, template in enumerate(system.templates):
+            beads, atoms = _rows(system, number)
+            one = words.bead[beads[0]], words.residue[beads[0]], words.atom[atoms[0]]
+            _, others = pairs_in_groups(np.zeros(template.n_beads, dtype=np.int64))
+            of_kind = template.atom_bead, others.reshape(template.n_beads, -1), beads, atoms
+            arrays = (*one, *map(torch.from_numpy, of_kind))
+            found.append(ResidueKind(*(a.to(self.model.device) for a in arrays)))
+        return found
+
+    def _in_chunks(self, beads: np.ndarray, box: np.ndarray | None, noise: float) -> Tensor:
+        graph, device = self._graph(beads, box), self.model.device
         chunks = [functools.partial(self._chunk, graph, own)
                   for own in graph.chunks(self.chunk_size)]  # fmt: skip
         if graph.n_beads <= FEW_BEADS:
             chunks = [functools.cache(make) for make in chunks]
-        vectors = predict_in_chunks(
+        return predict_in_chunks(
             self.model.checkpoint.network,
             self.vocabulary.bead.to(device),
             self.vocabulary.residue.to(device),
             torch.full((self.system.n_beads,), float(noise), device=device),
             chunks,
             self.vocabulary.atom.to(device),
-        ).cpu()
-        return place_atoms(
-            vectors, self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
         )
 
     def _graph(self, beads: np.ndarray, box: np.ndarray | None) -> BeadGraph:
@@ -146,6 +169,15 @@ class NetworkPredictor:
         arrays = (beads, self._atoms_by_bead[place], owner,
                   near.index, near.vectors, near.relation, near.present)  # fmt: skip
         return Chunk(*(torch.from_numpy(a).to(self.model.device) for a in arrays))
+
+
+def _rows(system: System, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Beads, shape (m, b), and atoms, (m, a), of all residues of a template."""
+    here, template = np.flatnonzero(system.residue_template == number), system.templates[number]
+    return (
+        np.searchsorted(system.bead_residue, here)[:, None] + np.arange(template.n_beads),
+        np.searchsorted(system.atoms.residue, here)[:, None] + np.arange(template.n_atoms),
+    )
 
 
 class ConformerPredictor:
@@ -185,13 +217,7 @@ class _Fitted:
     def __init__(self, system: System, number: int, *, drawn: bool) -> None:
         template: Template = system.templates[number]
         chains = chains_of(template)
-        here = np.flatnonzero(system.residue_template == number)
-        self.atoms = np.searchsorted(system.atoms.residue, here)[:, None] + np.arange(
-            template.n_atoms
-        )
-        self.beads = np.searchsorted(system.bead_residue, here)[:, None] + np.arange(
-            template.n_beads
-        )
+        self.beads, self.atoms = _rows(system, number)
         self.atom_bead = template.atom_bead
         stiff = np.setdiff1d(np.arange(template.n_beads), [b for c in chains for b in c.beads])
         enough = len(stiff) >= FEWEST

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mdbackmap.geometry.boxes import Unwrapper
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import find_pairs, relations
 from mdbackmap.models import checkpoint
+from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
 from mdbackmap.models.library import shipped
 from mdbackmap.pipeline import SIMULATED_NOISE, Backmapper, Options, fitting_model
@@ -535,6 +537,74 @@ def test_a_model_for_mapped_beads_that_is_not_there_is_named(ubiquitin_system, t
     with pytest.raises(ModelError, match="model 'nowhere': neither a shipped model"):
         Backmapper(ubiquitin_system, model, Options(noise=0.0))
     assert Backmapper(ubiquitin_system, model).checkpoint is model
+
+
+# Models whose beads see their own residue only
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model) -> Checkpoint:
+    """The weights of ``tiny_model`` for beads that see their own residue only."""
+    network = copy.deepcopy(tiny_model.network)
+    network.encoder.config = dataclasses.replace(network.encoder.config, alone=True)
+    return dataclasses.replace(carded(tiny_model, name="alone"), network=network)
+
+
+@pytest.mark.parametrize("size", [1, 40, 9999])
+def test_a_residue_that_sees_itself_only_is_as_if_it_were_alone(
+    membrane_system, tiny_model, alone, patch, size
+):
+    system, (beads, box) = membrane_system, patch
+    found = Backmapper(system, alone, dataclasses.replace(RAW, chunk_size=size))(beads, box)
+    whole = Backmapper(system, tiny_model, RAW).unwrap(beads, box)
+    for number in np.unique(system.residue_template, return_index=True)[1]:
+        only = np.arange(len(system.residue_template)) == number
+        part, own_beads, own_atoms = system.of_residues(only)
+        # A network that sees neighbours, where there are none.
+        expected = Backmapper(part, tiny_model, RAW)(whole[own_beads])
+        assert found[own_atoms] == pytest.approx(expected, abs=2e-4)
+
+
+def test_others_do_not_matter_to_a_residue_that_sees_itself_only(
+    membrane_system, tiny_model, alone, patch
+):
+    beads, box = patch
+    squeezed = beads + 2.0 * (membrane_system.bead_residue % 2)[:, None].astype(np.float32)
+    change = [
+        np.abs((backmapper(squeezed, box) - backmapper(beads, box))[
+            membrane_system.atoms.residue % 2 == 0]).max()
+        for backmapper in (Backmapper(membrane_system, model, RAW) for model in (alone, tiny_model))
+    ]  # fmt: skip
+    assert change[0] < 1e-4
+    assert change[1] > 0.01
+
+
+def alone_for_mapped(alone: Checkpoint, folder: Path) -> str:
+    """A file of ``alone`` that names another model for mapped beads."""
+    other, path = folder / "mapped.safetensors", folder / "both.safetensors"
+    checkpoint.save(carded(alone, name="mapped"), other)
+    checkpoint.save(carded(alone, for_mapped_beads=str(other)), path)
+    return str(path)
+
+
+def test_a_model_brings_those_it_is_used_with(
+    membrane_system, ubiquitin_system, tiny_model, alone, patch, protein, tmp_path
+):
+    checkpoint.save(alone, tmp_path / "alone.safetensors")
+    first = carded(tiny_model, beside=[str(tmp_path / "alone.safetensors")])
+    both = Backmapper(membrane_system, first, RAW)
+    assert both.models == ["alone"]
+    assert np.array_equal(both(*patch), Backmapper(membrane_system, alone, RAW)(*patch))
+    # The last that was asked for still has the last word.
+    assert Backmapper(membrane_system, [first, tiny_model], RAW).models == ["tiny"]
+    assert through_pickle(both).models == ["alone"]
+    # Beads at the centres of their atoms go to those it names for them.
+    twice = carded(first, beside=[alone_for_mapped(alone, tmp_path)])
+    for noise, name in ((0.0, "mapped"), (None, "alone")):
+        options = dataclasses.replace(RAW, noise=noise)
+        assert Backmapper(membrane_system, twice, options).models == [name]
+    again = Backmapper(ubiquitin_system, carded(tiny_model, beside=[]), RAW)
+    assert again.models == ["tiny"]
 
 
 # Peptides before proline

@@ -384,6 +384,18 @@ def backbone(sample: Sample) -> list[int]:
     return np.flatnonzero(np.diff(sample.bead_residue, prepend=-1)).tolist()
 
 
+def test_beads_that_see_their_residue_only_are_given_nothing_else(peptide_sample):
+    rng = np.random.default_rng(0)
+    batch = make_batch(peptide_sample, EncoderConfig(alone=True), Noise(clean=1.0), rng)
+    index, displacement, relation, present = batch.inputs[3:7]
+    residue = torch.from_numpy(peptide_sample.bead_residue)
+    here = torch.arange(len(residue))[:, None].expand_as(index)
+    assert torch.equal(present.sum(1), torch.bincount(residue)[residue] - 1)
+    assert (residue[here] == residue[index])[present].all()
+    assert (relation[present] == 1).all()
+    assert torch.allclose(displacement[present], (batch.beads[index] - batch.beads[here])[present])
+
+
 def test_a_batch_holds_what_the_losses_compare_with(lipid_sample):
     rng = np.random.default_rng(0)
     batch = make_batch(lipid_sample, EncoderConfig(), QUIET, rng, forget_residue=1.0)

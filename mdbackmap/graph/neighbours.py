@@ -102,6 +102,27 @@ def _stable_order(numbers: np.ndarray, most: int) -> np.ndarray:
     return sparse.csr_array((ones, numbers, np.arange(len(numbers) + 1)), shape).tocsc().indices
 
 
+def pairs_in_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all pairs of different members of a group, both ways, sorted by the first.
+
+    Parameters
+    ----------
+    group : ndarray, shape=(n,), int64
+        Members of a group follow one another.
+
+    Returns
+    -------
+    first, second : ndarray, shape=(m,), int64
+    """
+    begins = np.flatnonzero(np.diff(group, prepend=-1))
+    size = np.diff(np.append(begins, len(group)))
+    start, others = np.repeat(begins, size), np.repeat(size, size) - 1
+    first = np.repeat(np.arange(len(group)), others)
+    place = np.arange(len(first)) - np.repeat(np.cumsum(others) - others, others)
+    second = start[first] + place
+    return first, second + (second >= first)
+
+
 def relations(
     first: np.ndarray,
     second: np.ndarray,

@@ -43,7 +43,7 @@ class Checkpoint:
         The same in training data with beads as in simulations; empty without such data.
     card : dict
         Model card: name, date, data, metrics, limits, licence, seed, command. What the package
-        reads of it: ``largest_noise`` and ``for_mapped_beads``, see the properties.
+        reads of it: ``largest_noise``, ``for_mapped_beads`` and ``beside``, see the properties.
     """
 
     network: HierarchicalVectors
@@ -70,6 +70,11 @@ class Checkpoint:
     def for_mapped_beads(self) -> str:
         """Name of the shipped model for beads that lie at the centres of their atoms, if any."""
         return str(self.card.get("for_mapped_beads", ""))
+
+    @property
+    def beside(self) -> list[str]:
+        """Names of shipped models that place what they know where this one is used."""
+        return [str(name) for name in self.card.get("beside", ())]
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

@@ -48,9 +48,15 @@ class EncoderConfig:
     """Radius within which beads see one another, Å."""
     relations: int = 5
     """Kinds of neighbours told apart: the first so many of `graph.neighbours.RELATIONS`."""
+    alone: bool = False
+    """Beads see those of their own residue only."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.alone, bool):
+            raise ValueError(f"encoder: alone {self.alone!r}, expected true or false")
         for name, value in asdict(self).items():
+            if name == "alone":
+                continue
             whole = name == "cutoff" or (isinstance(value, int) and value <= LARGEST)
             if not (isinstance(value, (int, float)) and whole and 0 < value < math.inf):
                 raise ValueError(f"encoder: {name} {value!r} makes no network")

@@ -5,6 +5,9 @@ features of the layer before of its own beads and of their neighbours (its halo,
 wide). Keeping one layer's features of all beads costs a few hundred bytes a bead and saves
 computing a halo of layers x cutoff again for every chunk. The answer does not depend on the
 chunk size, to rounding.
+
+Where beads see their own residue only, residues of a kind have the same neighbours in every frame
+and are run through all layers at once.
 """
 
 from __future__ import annotations
@@ -115,3 +118,76 @@ def _update(
 
     spread(work, chunks)
     return scalars, vectors
+
+
+@dataclass
+class ResidueKind:
+    """All residues of one kind, for networks whose beads see their own residue only.
+
+    Attributes
+    ----------
+    bead, residue : Tensor, shape=(b,), int64
+        What the network is told of the beads of one residue.
+    atom_key, owner : Tensor, shape=(a,), int64
+        Its atoms, and which of its beads they belong to.
+    neighbours : Tensor, shape=(b, b - 1), int64
+        The other beads of each bead's residue.
+    beads : Tensor, shape=(m, b), int64; atoms : Tensor, shape=(m, a), int64
+        Where the beads and atoms of each residue are in the system.
+    """
+
+    bead: Tensor
+    residue: Tensor
+    atom_key: Tensor
+    owner: Tensor
+    neighbours: Tensor
+    beads: Tensor
+    atoms: Tensor
+
+    def inputs(self, positions: Tensor, noise: float) -> tuple[Tensor, ...]:
+        """Return the network's inputs for bead positions (c, b, 3), Å, of some residues."""
+        c, b, _ = positions.shape
+        before = b * torch.arange(c, device=positions.device)[:, None]
+        index = (self.neighbours + before[..., None]).flatten(0, 1)
+        displacement = positions[:, self.neighbours] - positions[:, :, None]
+        return (
+            self.bead.repeat(c), self.residue.repeat(c), positions.new_full((b * c,), noise),
+            index, displacement.flatten(0, 1), torch.ones_like(index),
+            torch.ones_like(index, dtype=torch.bool),
+            (self.owner + before).flatten(), self.atom_key.repeat(c),
+        )  # fmt: skip
+
+
+def predict_residues(
+    network: HierarchicalVectors, kinds: Sequence[ResidueKind], beads: Tensor, noise: float,
+    chunk_size: int, n_atoms: int,
+) -> Tensor:  # fmt: skip
+    """Predict the anchor-to-atom vectors of residues that see themselves only.
+
+    Parameters
+    ----------
+    beads : Tensor, shape=(n_beads, 3), Å
+        Molecules must be whole.
+    noise : float, Å
+    chunk_size : int
+        Beads predicted together.
+
+    Returns
+    -------
+    Tensor, shape=(n_atoms, 3), Å
+    """
+    result = beads.new_empty(n_atoms, 3)
+
+    def work(piece: tuple[ResidueKind, int, int]) -> None:
+        kind, start, stop = piece
+        inputs = kind.inputs(beads[kind.beads[start:stop]], noise)
+        result[kind.atoms[start:stop].flatten()] = network(*inputs)
+
+    with torch.inference_mode():
+        pieces = []
+        for kind in kinds:
+            many, each = kind.beads.shape
+            step = max(1, chunk_size // each)
+            pieces += [(kind, k, min(k + step, many)) for k in range(0, many, step)]
+        spread(work, pieces)
+    return result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdbackmap.geometry.bead_bonds import bead_pairs
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.graph.neighbours import find_pairs, pairs_in_groups, relations
 from mdbackmap.models.encoder import EncoderConfig
 from mdbackmap.training.config import Noise
 from mdbackmap.training.dataset import Sample
@@ -208,7 +208,11 @@ def make_batch(
     else:
         beads = sample.bead_position + rng.normal(0, level, sample.bead_position.shape)
         beads, told = beads.astype(np.float32), level
-    first, second, vectors = find_pairs(beads, sample.box, encoder.cutoff)
+    if encoder.alone:
+        first, second = pairs_in_groups(sample.bead_residue)
+        vectors = beads[second] - beads[first]
+    else:
+        first, second, vectors = find_pairs(beads, sample.box, encoder.cutoff)
     bridges = np.stack([np.flatnonzero(sample.bridge >= 0),
                         sample.bridge[sample.bridge >= 0]], axis=1)  # fmt: skip
     relation = relations(first, second, sample.bead_residue, sample.next_residue, bridges,

@@ -39,6 +39,10 @@ class Network(_Strict):
         5, description="Kinds of neighbours told apart: same residue, next, previous, bridged and "
         "other; 7, 9, 11 also tell the second, third and fourth residue along the chain.",
     )  # fmt: skip
+    alone: bool = Field(
+        False, description="Beads see those of their own residue only: for lipids, which hang on "
+        "their own beads. Many times faster, and it learns less by heart.",
+    )  # fmt: skip
 
 
 class Noise(_Strict):
@@ -118,6 +122,10 @@ class TrainConfig(_Strict):
     for_mapped_beads: str = Field(
         "", description="Name of the shipped model that is to be used in place of this one where "
         "beads lie at the centres of their atoms.",
+    )  # fmt: skip
+    beside: list[str] = Field(
+        default_factory=list, description="Names of shipped models that are used together with "
+        "this one; what they know they place.",
     )  # fmt: skip
     licence: str = Field("MIT", description="Licence of the weights.")
     sources: str = Field("", description="Where the training data came from, for the model card.")

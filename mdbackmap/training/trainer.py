@@ -341,6 +341,7 @@ class Trainer:
             "noise": self.config.noise.model_dump(),
             "largest_noise": self._largest_noise(),
             "for_mapped_beads": self.config.for_mapped_beads,
+            "beside": self.config.beside,
             "losses": self.config.losses.model_dump(),
             "command": "mdbackmap train",
             "metrics": {k: round(v, 4) for k, v in metrics.items()},
