@@ -44,6 +44,8 @@ AHEAD = 2
 """Beads after the one that is placed that a conformer is judged by."""
 AT_ONCE, MANY = 1 << 18, 1024
 """Weights worked out together, 1 MB, which fits caches; chains made to fit together."""
+GROUP = 64
+"""Weights of which only the sum is looked at first."""
 
 
 @functools.cache
@@ -304,13 +306,13 @@ class _Flexer:
         Every atom's bond is turned about itself and its angle opened at the atom before, with
         all that follows, by so many standard deviations.
         """
-        axes, atoms, pivot = self._axes(points), points[:, 3:], points[:, 2:-1]
+        axes = self._axes(points) * self.spread[..., None]
+        atoms, pivot = points[:, 3:], points[:, 2:-1]
         share = self.weights.flip(1).cumsum(1).flip(1)
         moment = (self.weights[..., None] * atoms[:, None]).flip(2).cumsum(2).flip(2)
         arm = moment - share[..., None] * pivot[:, None]
-        slope = torch.linalg.cross(axes[:, None], arm[:, :, :, None], dim=-1)
-        m, b, n = slope.shape[:3]
-        slope = slope.permute(0, 1, 4, 2, 3).reshape(m, 3 * b, 2 * n) * self.spread.flatten()
+        slope = _crossed(axes.unbind(-1), arm.unbind(-1)).flatten(3).flatten(1, 2)
+        m, b = arm.shape[:2]
         off = (beads - moment[:, :, 0]).reshape(m, 3 * b, 1)
         normal = slope @ slope.mT
         normal.diagonal(dim1=1, dim2=2).add_(self.hold**2)
@@ -318,9 +320,14 @@ class _Flexer:
 
     def _turn(self, points: Tensor, angles: Tensor) -> None:
         """Turn in place by angles (m, n, 2), radians, from the first atom on."""
-        for k in range(angles.shape[1]):
-            turn = (angles[:, k, :, None] * self._axes(points[:, k : k + 4])[:, 0]).sum(1)
-            points[:, k + 3 :] = _turned(points[:, k + 3 :], points[:, k + 2], turn)
+        turns = _rotations((angles[..., None] * self._axes(points)).sum(2))
+        # Each turn is about axes that the turns before have turned, so all act in their order.
+        step = 1
+        while step < turns.shape[1]:
+            turns[:, step:] = turns[:, :-step] @ turns[:, step:]
+            step *= 2
+        bonds = points.diff(dim=1)[:, 2:]
+        points[:, 3:] = points[:, 2:3] + (turns @ bonds[..., None])[..., 0].cumsum(1)
 
     @staticmethod
     def _axes(points: Tensor) -> Tensor:
@@ -330,14 +337,27 @@ class _Flexer:
         return torch.stack([bonds[:, :-1], torch.nn.functional.normalize(bend, dim=-1)], dim=2)
 
 
-def _turned(points: Tensor, pivot: Tensor, turn: Tensor) -> Tensor:
-    """Turn points (m, n, 3) about pivots by rotation vectors (m, 3) (Rodrigues)."""
+def _crossed(axes: Sequence[Tensor], arms: Sequence[Tensor]) -> Tensor:
+    """Cross products of axes (m, n, 2) and arms (m, b, n), by component, (m, b, 3, n, 2)."""
+    (m, b, n), kinds = arms[0].shape, axes[0].shape[2]
+    result = torch.empty(m, b, 3, n, kinds)
+    axes, arms = [x[:, None] for x in axes], [x[..., None] for x in arms]
+    for k in range(3):
+        one, other = (k + 1) % 3, (k + 2) % 3
+        torch.mul(axes[one], arms[other], out=result[:, :, k])
+        result[:, :, k].addcmul_(axes[other], arms[one], value=-1)
+    return result
+
+
+def _rotations(turn: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3) (Rodrigues)."""
     size = turn.norm(dim=-1, keepdim=True).clamp_(min=1e-9)
-    axis, size = (turn / size)[:, None], size[:, None]
-    arm = points - pivot[:, None]
-    along = (arm * axis).sum(-1, keepdim=True) * axis
-    side = torch.linalg.cross(axis.expand_as(arm), arm, dim=-1)
-    return pivot[:, None] + along + (arm - along) * torch.cos(size) + side * torch.sin(size)
+    axis, size = turn / size, size[..., None]
+    zero = torch.zeros_like(axis[..., 0])
+    x, y, z = axis.unbind(-1)
+    sideways = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    along = axis[..., :, None] * axis[..., None, :]
+    return along + torch.cos(size) * (torch.eye(3) - along) + torch.sin(size) * sideways
 
 
 class _Step:
@@ -413,9 +433,19 @@ def _quadratic(mean: Tensor, spread: Tensor) -> Tensor:
 
 
 def _resample(chance: Tensor, dice: Tensor, number: int) -> Tensor:
-    """Systematic resampling: ``number`` columns per row, in proportion to their weights."""
+    """Systematic resampling: ``number`` columns per row, in proportion to their weights.
+
+    The logarithms of the weights are lost.
+    """
     # Numbers next to nothing would be thirty times slower to work out.
-    weight = (chance - chance.amax(1, keepdim=True)).clamp_(min=-30).exp_()
-    total = torch.cumsum(weight, dim=1)
+    weight = chance.sub_(chance.amax(1, keepdim=True)).clamp_(min=-30).exp_()
+    # Sums of groups first: running sums are slow, and most of them are asked for by nobody.
+    groups = weight.unflatten(1, (-1, math.gcd(weight.shape[1], GROUP)))
+    sums = groups.sum(-1)
+    total = torch.cumsum(sums, dim=1)
     place = (dice + torch.arange(number)) * (total[:, -1:] / number)
-    return torch.searchsorted(total, place).clamp_(max=chance.shape[1] - 1)
+    group = torch.searchsorted(total, place).clamp_(max=sums.shape[1] - 1)
+    place += (sums - total).gather(1, group)
+    inside = groups[torch.arange(len(groups))[:, None], group].cumsum(-1)
+    own = torch.searchsorted(inside, place[..., None])[..., 0].clamp_(max=groups.shape[2] - 1)
+    return group * groups.shape[2] + own
