@@ -42,7 +42,7 @@ from mdbackmap.io.prepare import systems
 from mdbackmap.io.simulation import beside
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import from_beads
-from mdbackmap.pipeline import Backmapper
+from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.relax.force_fields import FILES, Assignment, assign
 from mdbackmap.relax.tiling import terms
 from mdbackmap.structure import AtomTable, Frame
@@ -50,6 +50,7 @@ from mdbackmap.validation.contacts import BondGraph
 from scipy.spatial import cKDTree
 
 from benchmarks.stability import BENT, ERRORS, Stand
+from benchmarks.stages import measure
 
 LONGEST = 1.4
 """Å of a bond to hydrogen in a file; what is further from any heavy atom belongs to none."""
@@ -60,7 +61,11 @@ HYDROGEN_BOND, BOND = 0.03, 0.10
 MSTOOL = 23.0
 """Atoms per CPU second of mstool 0.3.9, 16 POPC, whole process, on two cores."""
 LEFT_OUT = ("million_beads", "big_bilayer")
-REPEATS = 10
+COST = {
+    "network": ("neighbours of beads", "network", "placement"), "chains drawn": ("lipid tails",),
+    "idealisation": ("neighbours of atoms", "idealisation", "rings"), "hydrogens": ("hydrogens",),
+}  # fmt: skip
+"""Stages of a conversion; what all but the first take together is compared with it."""
 
 
 def unpacked(archive: Path) -> Iterator[Path]:
@@ -278,30 +283,15 @@ def case(trajectory: Path, frames: int, force_field: str) -> dict:
                                   of[term] * len(done)) for when in ("errors_before", "errors")]
            for term in BENT},
         "problems": [p for row in relaxed for p in [row["problems"]] if p],
-        "cost": cost(stand, chosen[0]),
     }  # fmt: skip
 
 
-def cost(stand: Stand, k: int) -> dict[str, float]:
-    """Time the network, and all that follows it, in turns; the best of each, CPU s."""
-    backmapper, frame = stand.backmapper, stand.source.read(int(k))
-    beads = frame.positions[backmapper.layout.bead_source].astype(np.float32)
-    whole = backmapper.unwrap(beads, frame.box)
-    network, heavy, everything = [], [], []
-    states = backmapper.protonation
-    for _ in range(REPEATS):
-        for seconds, run in (
-            (network, lambda: backmapper._predict(whole, frame.box)),
-            (heavy, lambda: backmapper._heavy_atoms(whole, frame.box, 0)),
-            (everything, lambda: backmapper(beads, frame.box)),
-        ):
-            began = time.process_time()
-            run()
-            seconds.append(time.process_time() - began)
-    first, second, third = (min(s) for s in (network, heavy, everything))
-    return {"network": first, "idealisation": second - first,
-            "hydrogens": third - second if states else 0.0,
-            "ratio": (third - first) / first}  # fmt: skip
+def cost(trajectory: Path, frames: int) -> dict[str, float]:
+    """CPU milliseconds per frame of a conversion: the network, and what follows it."""
+    row = measure(trajectory, None, frames, 1, Options(solvent="drop"))
+    spent = {part: 1e3 * sum(row["stages"][stage] for stage in stages) / frames
+             for part, stages in COST.items()}  # fmt: skip
+    return spent | {"ratio": sum(spent.values()) / spent["network"] - 1}
 
 
 def created(trajectory: Path, force_field: str) -> dict:
@@ -365,8 +355,8 @@ def to_markdown(results: dict) -> str:
     if found := results.get("trajectories"):
         lines += [
             "| case | atoms | H-H < 1.5 Å per 1000 | relaxed | largest force | shift, Å | errors | "
-            "Ramachandran, % | twisted, % | s per frame | s per 1000 atoms | after / network |",
-            "|" + "---|" * 12,
+            "Ramachandran, % | twisted, % | s per frame | s per 1000 atoms |",
+            "|" + "---|" * 11,
         ]
         for name, row in found.items():
             bent = [" → ".join(f"{v:.1f}" for v in row[f"{t}_%"]) for t in BENT]
@@ -374,9 +364,14 @@ def to_markdown(results: dict) -> str:
                 f"| {name} | {row['atoms']} | {row['close_hydrogens_per_1000']:.2f} | "
                 f"{row['relaxed']}/{row['frames']} | {row['largest_force_kJ_nm']:.0f} | "
                 f"{row['shift_A']:.2f} | {row['errors_before']} → {row['errors']} | {bent[0]} | "
-                f"{bent[1]} | {row['seconds']:.1f} | {row['seconds_per_1000_atoms']:.2f} | "
-                f"{row['cost']['ratio']:.2f} |"
+                f"{bent[1]} | {row['seconds']:.1f} | {row['seconds_per_1000_atoms']:.2f} |"
             )
+        lines.append("")
+    if found := results.get("cost"):
+        lines += ["| CPU ms per frame | " + " | ".join(COST) + " | all but the first / network |",
+                  "|---|" + "---|" * (len(COST) + 1)]  # fmt: skip
+        lines += [f"| {name} | " + " | ".join(f"{row[part]:.1f}" for part in COST)
+                  + f" | {row['ratio']:.2f} |" for name, row in found.items()]  # fmt: skip
         lines.append("")
     if found := results.get("created"):
         lines += ["| createSystem | " + " | ".join(FILES) + " |", "|---|" + "---|" * len(FILES)]
@@ -408,6 +403,8 @@ def _cell(row: dict) -> str:
               help="Folder of cases with traj.xtc and a topology.")  # fmt: skip
 @click.option("--only", multiple=True, help="Cases to use; repeatable. Default: all small ones.")
 @click.option("--frames", default=3, show_default=True, help="Of every trajectory; 0 for none.")
+@click.option("--cost", "timed", default=0, show_default=True, help="Frames of every trajectory to "
+              "time, stage by stage.")  # fmt: skip
 @click.option("--force-field", type=click.Choice(["charmm36", "amber14"]), default="charmm36",
               show_default=True)  # fmt: skip
 @click.option("--no-create", is_flag=True, help="Leave out createSystem.")
@@ -416,7 +413,7 @@ def _cell(row: dict) -> str:
 @click.option("--lipids", default=16, show_default=True, help="POPC of it.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write tables there.")
-def main(hydrogens, proteins, structures, residues, trajectories, only, frames, force_field,
+def main(hydrogens, proteins, structures, residues, trajectories, only, frames, timed, force_field,
          no_create, popc, lipids, output, markdown) -> None:  # fmt: skip
     """Measure hydrogens, force fields and relaxation."""
     set_threads(None)
@@ -446,6 +443,8 @@ def main(hydrogens, proteins, structures, residues, trajectories, only, frames, 
     for path in wanted if frames else ():
         done = results.get("trajectories", {})
         keep("trajectories", done | {path.parent.name: case(path, frames, force_field)})
+    for path in wanted if timed else ():
+        keep("cost", results.get("cost", {}) | {path.parent.name: cost(path, timed)})
     for path in () if no_create else wanted:
         done = results.get("created", {})
         keep("created", done | {path.parent.name: {name: created(path, name) for name in FILES}})

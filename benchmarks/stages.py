@@ -41,8 +41,8 @@ from mdbackmap.tails import Tails
 STAGES: dict[str, list[tuple[object, str]]] = {
     "read": [(CGSource, "read")],
     "make whole": [(Unwrapper, "__call__")],
-    "neighbours": [(predictors, "find_pairs"), (pipeline, "close_pairs"), (tails, "close_pairs"),
-                   (tails, "near")],
+    "neighbours of beads": [(predictors, "find_pairs")],
+    "neighbours of atoms": [(pipeline, "close_pairs"), (tails, "close_pairs"), (tails, "near")],
     "network": [(predictors, "predict_in_chunks"), (predictors, "predict_residues")],
     "placement": [(predictors, "place_atoms")],
     "lipid tails": [(Tails, "__call__")],
@@ -157,7 +157,7 @@ def to_text(row: dict) -> str:
         f"{row['peak_mb']:.0f} MB",
     ]
     for stage, seconds in row["stages"].items():
-        lines.append(f"  {stage:14s}{1e3 * seconds / row['frames']:10.2f} ms per frame"
+        lines.append(f"  {stage:20s}{1e3 * seconds / row['frames']:10.2f} ms per frame"
                      f"{seconds / row['cpu_seconds']:8.1%}")  # fmt: skip
     return "\n".join(lines)
 
