@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from mdbackmap.geometry.boxes import box_from_dimensions, heights
+from mdbackmap.graph import neighbours
 from mdbackmap.graph.chunks import BeadGraph
 from mdbackmap.graph.neighbours import RELATIONS, close_pairs, find_pairs, relations
 
@@ -207,3 +208,19 @@ def test_a_hundred_thousand_beads_take_seconds():
     assert len(first) / n == pytest.approx(4 / 3 * np.pi * CUTOFF**3 / 100, rel=0.02)
     # One second on one idle core.
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("name", ["none", "orthorhombic", "octahedron"])
+@pytest.mark.parametrize("slab", [7, 60, 299])
+def test_slabs_find_what_one_tree_finds(monkeypatch, name, slab):
+    box = box_of(name)
+    points = np.random.default_rng(3).uniform(0, 20, (600, 3))
+    # Many at one height, where slabs meet.
+    points[::3, 1] = 10.0
+    expected = close_pairs(points, box, 4.0)
+    monkeypatch.setattr(neighbours, "SLAB", slab)
+    found = close_pairs(points, box, 4.0)
+    assert len(found[0]) == len(expected[0]) > 1000
+    assert (found[0] < found[1]).all()
+    for one, other in zip(in_order(*found), in_order(*expected), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)

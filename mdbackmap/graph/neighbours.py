@@ -9,6 +9,10 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from mdbackmap.geometry.boxes import with_images
+from mdbackmap.threads import spread
+
+SLAB = 50_000
+"""Points in a slab of a large system; they fit the processor's cache."""
 
 RELATIONS = (
     "other", "same residue", "next residue", "previous residue", "bridged residue",
@@ -84,8 +88,7 @@ def _half_of_pairs(
     """Pairs with ``first`` < ``second``, and with ``own_images`` those of a point with its own."""
     n = len(positions)
     points, owner = with_images(np.asarray(positions, dtype=np.float64), box, cutoff)
-    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
-    here, there = tree.query_pairs(cutoff, output_type="ndarray").T
+    here, there = _within(points, cutoff).T
     second = owner.take(there)
     # A pair across a face is met twice, once from either side.
     kept = np.flatnonzero((here < n) & (here < second + own_images))
@@ -93,6 +96,36 @@ def _half_of_pairs(
     vectors = points.take(there, axis=0)
     vectors -= points.take(here, axis=0)
     return here, second.take(kept), vectors.astype(np.float32)
+
+
+def _within(points: np.ndarray, cutoff: float) -> np.ndarray:
+    """Pairs of points within the cutoff, lower number first; shape (m, 2).
+
+    Many points are cut into slabs, for threads to share; a pair is of the slab its lower end is in.
+    """
+    slabs = len(points) // SLAB
+    if slabs < 2:
+        return _tree_pairs(points, cutoff)
+    height = points[:, np.ptp(points, axis=0).argmax()]
+    order = np.argsort(height)
+    points, height = points.take(order, axis=0), height.take(order)
+    starts = np.linspace(0, len(points), slabs + 1).astype(int)
+    # Up to where the neighbours of a slab's last point may be.
+    ends = np.searchsorted(height, height[starts[1:] - 1] + cutoff, side="right")
+
+    def slab(k: int) -> np.ndarray:
+        pairs = _tree_pairs(points[starts[k] : ends[k]], cutoff)
+        own = pairs.compress(pairs[:, 0] < starts[k + 1] - starts[k], axis=0)
+        own = order.take(own + starts[k])
+        own.sort(axis=1)
+        return own
+
+    return np.concatenate(spread(slab, range(slabs)))
+
+
+def _tree_pairs(points: np.ndarray, cutoff: float) -> np.ndarray:
+    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    return tree.query_pairs(cutoff, output_type="ndarray")
 
 
 def _stable_order(numbers: np.ndarray, most: int) -> np.ndarray:
