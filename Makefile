@@ -56,6 +56,9 @@ $(WORK)/proteins_simulated.npz: ; $(PREPARE) $(PROTEINS) $(LIKE) -o $@
 $(WORK)/proteins_validation_simulated.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz $(LIKE) -o $@
 $(WORK)/lipids.npz: ; $(PREPARE) $(DATA)/lipids/train/* -o $@
 $(WORK)/lipids_simulated.npz: ; $(PREPARE) $(DATA)/lipids/train/* $(LIKE) -o $@
+$(WORK)/lipids_test.npz: ; $(PREPARE) $(DATA)/lipids/test/* -o $@
+$(WORK)/lipids_test_simulated.npz: ; $(PREPARE) $(DATA)/lipids/test/* $(LIKE) -o $@
+$(WORK)/lipids_test_martini2.npz: ; $(PREPARE) $(DATA)/lipids/test/* --mapping martini2 -o $@
 $(WORK)/molecules.npz: ; $(PREPARE) $(MOLECULES) --stride 2 -o $@
 $(WORK)/proteins_ca.npz: ; $(PREPARE) $(DATA)/proteins/train.tar.xz --mapping ca -o $@
 $(WORK)/proteins_martini2.npz: ; $(PREPARE) $(PROTEINS) --mapping martini2 --max-residues 900 -o $@
@@ -74,9 +77,10 @@ $(WORK)/bb-on-ca-first/best.safetensors: $(addprefix $(WORK)/,proteins_bb-on-ca.
 weights/martini3-mapped weights/martini3 weights/bb-on-ca: \
 	weights/%: $(WORK)/%-first/best.safetensors
 weights/ca weights/martini2: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
-weights/martini3-lipids: $(addprefix $(WORK)/,lipids.npz lipids_simulated.npz)
-weights/martini3-lipids-mapped: $(WORK)/lipids.npz
-weights/martini2-lipids: $(WORK)/lipids_martini2.npz
+weights/martini3-lipids: $(addprefix $(WORK)/,lipids.npz lipids_simulated.npz \
+	lipids_test_simulated.npz)
+weights/martini3-lipids-mapped: $(addprefix $(WORK)/,lipids.npz lipids_test.npz)
+weights/martini2-lipids: $(addprefix $(WORK)/,lipids_martini2.npz lipids_test_martini2.npz)
 weights/martini2: $(WORK)/lipids_martini2.npz $(WORK)/martini3.safetensors
 $(WORK)/martini3.safetensors: ; mkdir -p $(WORK) && cp mdbackmap/weights/martini3.safetensors $@
 # Some models are trained in two stages.
