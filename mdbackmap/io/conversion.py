@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,7 +305,8 @@ def _told(value: Any) -> Any:
 def _stamp(path: Path) -> str:
     """Return what changes when a file does."""
     there = path.stat()
-    return f"{there.st_size} bytes of {there.st_mtime_ns / 1e9:.6f}"
+    changed = datetime.fromtimestamp(there.st_mtime, UTC)
+    return f"{there.st_size} bytes of {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
 def _digest(thing: Any) -> str:

@@ -494,7 +494,11 @@ class Assembly:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_) -> None:
         try:
-            if error is not None and self.job.folder.exists():
+            if error is not None and not self.job.folder.exists():
+                error.add_note(
+                    f"{self.job.folder} is not there any more, and what was done with it"
+                )
+            elif error is not None:
                 with suppress(OSError):
                     # Workers may have done more than has been heard of.
                     self.todo()
