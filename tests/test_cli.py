@@ -618,6 +618,13 @@ def test_a_disk_that_is_really_full(folder, weights, small_disk, suffix):
     assert "cannot be written" in said
 
 
+def test_no_handler_of_signals_is_left_behind():
+    before = signal.getsignal(signal.SIGTERM)
+    for words in (["models"], ["nonsense"], ["--help"]):
+        run(*words)
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_terminated(folder, weights, monkeypatch):
     """A batch system's TERM leaves as little behind as Ctrl-C."""
     write = FrameWriter.write

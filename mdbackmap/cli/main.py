@@ -59,7 +59,17 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line; expected errors become one message and exit code 1."""
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = _code()
+    finally:
+        # Processes that the caller forks later would have it too, and can miss a TERM with it.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _code() -> int:
+    """Run the command line; return its exit code."""
     try:
         code = cli.main(prog_name="mdbackmap", standalone_mode=False)
     except click.ClickException as error:
@@ -80,7 +90,7 @@ def main() -> None:
         code = 1
     except BrokenPipeError:
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _notes(error: BaseException | None) -> list[str]:
