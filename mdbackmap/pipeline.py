@@ -35,7 +35,7 @@ from mdbackmap.models.encoder import SIMULATED_NOISE
 from mdbackmap.models.library import DEFAULT_MODEL, shipped
 from mdbackmap.predictors import ConformerPredictor, Model, NetworkPredictor, place_parts
 from mdbackmap.solvent import SolventPlacer
-from mdbackmap.structure import AtomTable
+from mdbackmap.structure import FAR, AtomTable
 from mdbackmap.tails import Tails
 from mdbackmap.threads import shared, spread
 from mdbackmap.validation.measures import torsions
@@ -58,8 +58,6 @@ PROTEIN_MOMENTUM = 0.3
 """Of idealisation on mapped beads: proteins are nearly right and need little; lipids do not."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
-FAR = 1e6
-"""Å; a coordinate beyond is as good as no number."""
 SOLVENT = ("keep", "drop")
 BEADS_TOGETHER = 2_700
 """Of several frames of a small system, which are worked out together: arrays too short waste time,
@@ -366,7 +364,11 @@ class Backmapper:
         boxes : iterable of ndarray, shape=(3, 3), Å, or None
         """
         # A damaged frame is reported when it is its turn.
-        sound = [(f, b) for f, b in zip(frames, boxes, strict=True) if np.isfinite(f).all()]
+        sound = [
+            (f, b)
+            for f, b in zip(frames, boxes, strict=True)
+            if (np.abs(f) < FAR).all() and (b is None or _is_box(np.asarray(b)))
+        ]
         frames, boxes = [f.astype(np.float32) for f, _ in sound], [b for _, b in sound]
         self._adopt(self.layout)
         self.backbone, self._foretold = self.layout.backbone, None

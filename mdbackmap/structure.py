@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+FAR = 1e6
+"""Å; a coordinate beyond is as good as no number."""
+
 
 @dataclass(frozen=True)
 class Particles:
@@ -56,6 +59,11 @@ class Frame:
     box: np.ndarray | None = None
     time: float = 0.0
     index: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether all positions are numbers."""
+        return bool((np.abs(self.positions) < FAR).all())
 
 
 @dataclass

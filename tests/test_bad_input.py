@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
+import time
 
 import MDAnalysis as mda
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from mdbackmap.io.files import quiet_guesses
 from mdbackmap.io.source import CGSource
 from safetensors.torch import save_file
+from scipy.io import netcdf_file
 
 from helpers_io import DATA, GRO, TPR, XTC, fails, load, ok, run, unchanged
 
@@ -386,7 +389,7 @@ def with_numbers(folder, frames, value, rows=slice(None)):
     return folder / "four.trr"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9, 1e37])
 @pytest.mark.parametrize("frame", [0, 2])
 def test_a_frame_without_numbers_is_left_out(folder, weights, frame, value):
     trajectory = with_numbers(folder, [frame], value, rows=[5, 6])
@@ -431,6 +434,37 @@ def test_a_box_that_is_no_cell(folder, weights):
     assert result.code == 1
     assert "left out: frame 1: box [60.0, 60.0, 60.0, 170.0, 170.0, 170.0] is no cell" in result.err
     assert "3 frames" in result.out
+
+
+@pytest.mark.parametrize("length", [1e-5, 4.0])
+def test_boxes_too_small(folder, weights, length):
+    """Also where they are in the first frame, which much is learnt from."""
+    cg = load(TPR, XTC)
+    with mda.Writer(str(folder / "four.trr"), len(cg.atoms)) as writer:
+        for ts in cg.trajectory[:4]:
+            if ts.frame in (0, 2):
+                ts.dimensions = [length] * 3 + [90] * 3
+            writer.write(cg.atoms)
+    began = time.process_time()
+    result = run("convert", folder / "four.trr", "-s", folder / "cg.tpr", "-o", folder / "aa.trr",
+                 "--model", weights)  # fmt: skip
+    assert time.process_time() - began < 20
+    assert result.code == 1
+    assert result.err.count("left out: frame") == 2
+    assert re.search("left out: frame 2: box .* is no ", result.err)
+    assert "2 frames" in result.out
+
+
+def test_a_frame_of_netcdf_without_its_box(folder, weights):
+    cg = load(TPR, XTC)
+    with quiet_guesses(), mda.Writer(str(folder / "four.nc"), len(cg.atoms)) as writer:
+        for _ in cg.trajectory[:4]:
+            writer.write(cg.atoms)
+    with netcdf_file(folder / "four.nc", "a", mmap=False) as file:
+        file.variables["cell_lengths"][2] = 0
+    said = fails("convert", folder / "four.nc", "-s", folder / "cg.tpr", "-o", folder / "aa.trr",
+                 "--model", weights)  # fmt: skip
+    assert "four.nc: frame 2 of 4 cannot be read" in said
 
 
 # The other commands

@@ -45,6 +45,19 @@ def test_angles_that_close_to_no_cell_are_refused():
         box_from_dimensions(np.array([50.0, 50, 50, 30, 30, 120]))
 
 
+@pytest.mark.parametrize(
+    "dimensions", [[50, 50, 0.5, 90, 90, 90], [1e-5] * 3 + [90] * 3, [50, 50, 50, 90, 90, 0.1]]
+)
+def test_cells_too_thin_are_refused(dimensions):
+    with pytest.raises(ValueError, match="is no cell: less than 1 Å between opposite faces"):
+        box_from_dimensions(np.array(dimensions, dtype=np.float32))
+
+
+def test_a_flat_cell_is_refused():
+    with pytest.raises(ValueError, match="is no cell"):
+        box_from_dimensions(np.array([50.0, 50, 50, 90, 90, 180]))
+
+
 @pytest.mark.parametrize("dimensions", BOXES)
 def test_minimum_image_of_short_vectors_is_exact(dimensions):
     box, rng = box_from_dimensions(np.array(dimensions)), np.random.default_rng(0)

@@ -12,6 +12,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+THINNEST = 1.0
+"""Å between opposite faces of a cell; the number of images that matter grows without end below."""
+
 
 def box_from_dimensions(dimensions: np.ndarray | None) -> np.ndarray | None:
     """Turn ``[a, b, c, alpha, beta, gamma]`` (Å, degrees) into box vectors; None without a box.
@@ -19,7 +22,7 @@ def box_from_dimensions(dimensions: np.ndarray | None) -> np.ndarray | None:
     Raises
     ------
     ValueError
-        If the angles close to no cell.
+        If the angles close to no cell, or one that is too thin to have room for anything.
     """
     if dimensions is None or not np.all(np.isfinite(dimensions)) or np.any(dimensions[:3] <= 0):
         return None
@@ -27,11 +30,18 @@ def box_from_dimensions(dimensions: np.ndarray | None) -> np.ndarray | None:
     cos = np.cos(np.radians(np.asarray(dimensions[3:6], dtype=np.float64)))
     cos[np.abs(cos) < 1e-9] = 0.0
     sin_gamma = np.sqrt(1 - cos[2] ** 2)
-    cx, cy = c * cos[1], c * (cos[0] - cos[1] * cos[2]) / sin_gamma
-    height = c**2 - cx**2 - cy**2
-    if height <= 0:
+    with np.errstate(all="ignore"):
+        cx, cy = c * cos[1], c * (cos[0] - cos[1] * cos[2]) / sin_gamma
+        height = c**2 - cx**2 - cy**2
+    if not height > 0:
         raise ValueError(f"box {np.asarray(dimensions).tolist()} is no cell: its angles do not fit")
-    return np.array([[a, 0, 0], [b * cos[2], b * sin_gamma, 0], [cx, cy, np.sqrt(height)]])
+    box = np.array([[a, 0, 0], [b * cos[2], b * sin_gamma, 0], [cx, cy, np.sqrt(height)]])
+    if not heights(box).min() >= THINNEST:
+        raise ValueError(
+            f"box {np.asarray(dimensions).tolist()} is no cell: less than {THINNEST:g} Å between "
+            "opposite faces"
+        )
+    return box
 
 
 def heights(box: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import MDAnalysis as mda
@@ -20,7 +21,7 @@ TOPOLOGY_SUFFIXES = (".tpr", ".psf", ".gro", ".pdb", ".pdbx", ".cif", ".gro.gz",
 """Files that may name the particles of a trajectory, best first."""
 _STRUCTURES = (".gro", ".pdb", ".gro.gz", ".pdb.gz", ".ent", ".crd", ".pqr", ".mol2")
 _WITHOUT_FRAMES = (".tpr", ".psf", ".itp", ".top")
-_UNREADABLE = (OSError, EOFError, ValueError, IndexError, RuntimeError)
+_UNREADABLE = (OSError, EOFError, ValueError, IndexError, RuntimeError, TypeError)
 """What MDAnalysis' readers raise where a frame is damaged."""
 
 
@@ -219,15 +220,16 @@ class CGSource:
                 frames.append(self.read(int(k)))
             except (InputFileError, FrameError):
                 continue
-        self.universe.trajectory[here]
-        return [f for f in frames if np.isfinite(f.positions).all()] or frames
+        with suppress(InputFileError, FrameError):
+            self.read(here)
+        return [f for f in frames if f.usable] or frames
 
     def usable_frame(self) -> Frame:
         """Copy the first usable frame of a sample; the current one if none is."""
-        first, *_ = self.sample(1) or [self.frame()]
-        if np.isfinite(first.positions).all():
-            return first
-        return next(iter(self.sample()), first)
+        found = self.sample(1)
+        if not (found and found[0].usable):
+            found = self.sample() or found
+        return found[0] if found else self.frame()
 
     def choose(self, start: int | None, stop: int | None, step: int | None) -> range:
         """Return the numbers of the frames of a slice.

@@ -15,7 +15,7 @@ from mdbackmap.geometry import ramachandran
 from mdbackmap.geometry.boxes import heights, minimum_image
 from mdbackmap.geometry.rings import pierced_rings
 from mdbackmap.mapping.system import System
-from mdbackmap.structure import AtomTable
+from mdbackmap.structure import FAR, AtomTable
 from mdbackmap.validation import measures
 from mdbackmap.validation.contacts import BondGraph, close_pairs, find_rings
 from mdbackmap.validation.equivalence import name_swaps
@@ -38,8 +38,6 @@ PROCHIRAL = {"VAL": "CB", "LEU": "CG"}
 """Centres whose two methyls have names but no chemistry of their own."""
 SMALLEST_BOX = 6.0
 """Å between opposite faces; below it two images of a bonded pair cannot be told apart."""
-FAR = 1e6
-"""Å; a coordinate beyond is as good as no number."""
 BOND_ERROR_EDGES = np.linspace(-25.0, 25.0, 51)
 """Bins of the bond error histogram, % of the ideal length; the outer bins take the rest."""
 
