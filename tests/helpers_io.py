@@ -85,6 +85,16 @@ def load(*files: Path) -> mda.Universe:
         return mda.Universe(*map(str, files), to_guess=())
 
 
+def write_top(universe: mda.Universe, path: Path) -> None:
+    """Write a GROMACS topology of one molecule that is all of a Universe."""
+    rows = ["[ moleculetype ]", "all 1", "[ atoms ]"]
+    rows += [f"{k} P4 {a.resid} {a.resname} {a.name} {k} 0.0 72.0"
+             for k, a in enumerate(universe.atoms, 1)]  # fmt: skip
+    rows += ["[ bonds ]", *(f"{i + 1} {j + 1} 1" for i, j in universe.bonds.indices)]
+    rows += ["[ system ]", "all", "[ molecules ]", "all 1"]
+    path.write_text("\n".join(rows) + "\n")
+
+
 def positions(universe: mda.Universe) -> np.ndarray:
     """Return the positions of all frames, shape (n_frames, n_atoms, 3), Å."""
     return np.array([ts.positions.copy() for ts in universe.trajectory])

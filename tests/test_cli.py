@@ -29,6 +29,7 @@ from helpers_io import (
     positions,
     run,
     unchanged,
+    write_top,
 )
 
 LAZY = """
@@ -141,6 +142,18 @@ def test_a_name_that_does_not_fit_gives_way(folder, weights):
     said = ok("convert", folder / "cg.xtc", "-o", folder / "aa.xtc", "--model", weights,
               "--stop", 1)  # fmt: skip
     assert f"beads named by {folder / 'topol.tpr'}" in said
+
+
+def test_a_topology_of_gromacs(folder, weights):
+    write_top(load(TPR), folder / "cg.top")
+    ok("convert", folder / "cg.xtc", "-s", folder / "cg.top", "-o", folder / "top.xtc",
+       "--model", weights, "--stop", 2)  # fmt: skip
+    ok("convert", folder / "cg.xtc", "-s", folder / "cg.tpr", "-o", folder / "tpr.xtc",
+       "--model", weights, "--stop", 2)  # fmt: skip
+    assert (folder / "top.xtc").read_bytes() == (folder / "tpr.xtc").read_bytes()
+    (folder / "cg.top").write_text('#include "nowhere.itp"\n[ system ]\nx\n[ molecules ]\nx 1\n')
+    said = fails("convert", folder / "cg.xtc", "-s", folder / "cg.top", "-o", folder / "a.xtc")
+    assert "cg.top: cannot be read" in said
 
 
 def test_the_better_kind_of_topology_wins(folder, weights):

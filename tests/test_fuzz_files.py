@@ -23,14 +23,14 @@ from mdbackmap.io.files import quiet_guesses
 from mdbackmap.io.source import CGSource
 from mdbackmap.io.transformation import lay_out
 
-from helpers_io import DATA, GRO, TPR, XTC, load, run
+from helpers_io import DATA, GRO, TPR, XTC, load, run, write_top
 
 CASES = int(os.environ.get("MDBACKMAP_FUZZ", 500))
 SOON, LATE = 5.0, 120.0
 """Seconds of work that a case may take, and of waiting for it beside other processes."""
 MEMORY = 6 << 30
 """Bytes that a case may ask for."""
-KINDS = ["xtc", "trr", "dcd", "nc", "pdb", "gro", "tpr", "gro of insulin", "tpr of insulin"]
+KINDS = ["xtc", "trr", "dcd", "nc", "pdb", "gro", "tpr", "gro of insulin", "tpr of insulin", "top"]
 NUMBERS = [0, -1, 1, 9, 10, 1650, 1652, 2**31 - 1, -(2**31), 2**24, 255, 1995, 2023]
 
 
@@ -45,6 +45,7 @@ def originals(tmp_path_factory):
             atoms.write(str(folder / f"cg.{suffix}"), frames=cg.trajectory[:4])
         cg.atoms.write(str(folder / "cg.gro"))
     (folder / "cg.tpr").write_bytes(TPR.read_bytes())
+    write_top(cg, folder / "cg.top")
     return folder
 
 
@@ -55,8 +56,8 @@ def pair(originals: Path, kind: str) -> tuple[Path, Path, Path]:
         return top, frames, top if kind.startswith("tpr") else frames
     if kind in ("pdb", "gro"):
         return originals / f"cg.{kind}", originals / f"cg.{kind}", originals / f"cg.{kind}"
-    if kind == "tpr":
-        return originals / "cg.tpr", originals / "cg.xtc", originals / "cg.tpr"
+    if kind in ("tpr", "top"):
+        return originals / f"cg.{kind}", originals / "cg.xtc", originals / f"cg.{kind}"
     return originals / "cg.tpr", originals / f"cg.{kind}", originals / f"cg.{kind}"
 
 

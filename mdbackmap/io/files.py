@@ -67,13 +67,23 @@ def open_universe(topology: str | Path, trajectory: str | Path | None = None) ->
     files = [str(topology)] + ([str(trajectory)] if trajectory else [])
     for name in files:
         check_file(name)
+    # MDAnalysis takes any .top for one of Amber's.
+    kind = {"topology_format": "ITP"} if _is_gromacs(files[0]) else {}
     try:
         with quiet_guesses():
-            return mda.Universe(*files, to_guess=())
+            return mda.Universe(*files, to_guess=(), **kind)
     except Exception as error:  # MDAnalysis' parsers raise any builtin on damaged files
         reason = _reason(error)
         free_quietly(error)
         raise InputFileError(_explain(files, reason)) from error
+
+
+def _is_gromacs(topology: str) -> bool:
+    """Tell whether a .top file is one of GROMACS."""
+    if not topology.lower().endswith(".top"):
+        return False
+    with Path(topology).open("rb") as handle:
+        return not handle.read(200).lstrip().startswith(b"%VERSION")
 
 
 def _explain(files: list[str], reason: str) -> str:
