@@ -72,7 +72,8 @@ class PDBText:
         if self.models:
             lines.append(f"MODEL     {(number + 1) % 10000:4d}\n")
         heads, tails = self._columns
-        for head, (x, y, z), tail in zip(heads, positions.tolist(), tails, strict=True):
+        # Flat lists of numbers are nothing for the garbage collector to go through.
+        for head, x, y, z, tail in zip(heads, *positions.T.tolist(), tails, strict=True):
             lines.append(f"{head}{x:8.3f}{y:8.3f}{z:8.3f}{tail}")
         if self.models:
             lines.append("ENDMDL\n")

@@ -58,7 +58,7 @@ def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
         Tempfactors(np.zeros(n_atoms)),
         RecordTypes(np.where(kinds == "protein", "ATOM", "HETATM").astype(object)),
         ChainIDs(letters[residue].astype(object)),
-        Bonds([tuple(pair) for pair in table.bonds.tolist()]),
+        Bonds(list(zip(*table.bonds.T.tolist(), strict=True))),
         Resids(resids),
         Resnums(resids),
         Resnames(table.resnames[first].astype(object)),
