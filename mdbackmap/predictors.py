@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdbackmap.geometry.superpose import superpose
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, pairs_in_groups, relations
+from mdbackmap.graph.neighbours import find_pairs, relations
 from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.conformers import conformers
 from mdbackmap.mapping.system import System
@@ -130,9 +130,7 @@ class NetworkPredictor:
         for number, template in enumerate(system.templates):
             beads, atoms = _rows(system, number)
             one = words.bead[beads[0]], words.residue[beads[0]], words.atom[atoms[0]]
-            _, others = pairs_in_groups(np.zeros(template.n_beads, dtype=np.int64))
-            of_kind = template.atom_bead, others.reshape(template.n_beads, -1), beads, atoms
-            arrays = (*one, *map(torch.from_numpy, of_kind))
+            arrays = (*one, *map(torch.from_numpy, (template.atom_bead, beads, atoms)))
             found.append(ResidueKind(*(a.to(self.model.device) for a in arrays)))
         return found
 

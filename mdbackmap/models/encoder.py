@@ -28,6 +28,8 @@ LARGEST = 10_000
 """Bound on layers and features: beyond is a damaged file, not a network."""
 
 
+SAME_RESIDUE = 1
+"""Place in `graph.neighbours.RELATIONS`."""
 SIMULATED_NOISE = 0.2
 """Å per axis; what a network is told of beads that a force field moved."""
 
@@ -110,6 +112,25 @@ def cross(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([y * w - z * v, z * u - x * w, x * v - y * u], dim=1)
 
 
+def _gathered(values: Tensor, index: Tensor | None) -> Tensor:
+    """Values (n, ...) of neighbours (n, k, ...); as they are where residues are blocks."""
+    if index is None:
+        return values
+    return values.index_select(0, index.reshape(-1)).view(*index.shape, -1)
+
+
+def _summed(weights: Tensor, values: Tensor) -> Tensor:
+    """Sums over neighbours (n, m, c) with weights (n, m, k), of values (n, k, c).
+
+    Or of values (n, c) that beads of a residue share, k of them: few large products, no copies.
+    """
+    if values.dim() == 3:
+        return torch.bmm(weights, values)
+    n, m, k = weights.shape
+    sums = torch.bmm(weights.view(n // k, k * m, k), values.view(n // k, k, -1))
+    return sums.view(n, m, -1)
+
+
 class Layer(nn.Module):
     """One message step; ``first`` layers see neighbours without vector features."""
 
@@ -139,8 +160,8 @@ class Layer(nn.Module):
         return sent if compact else sent[:, None] * self.relation.weight
 
     def forward(
-        self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor, radial: Tensor,
-        angular: Tensor, relation: Tensor, sent: Tensor | None = None,
+        self, scalars: Tensor, vectors: Tensor, here: Tensor, index: Tensor | None, radial: Tensor,
+        angular: Tensor, relation: Tensor | None, sent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Update the features of some beads.
 
@@ -150,32 +171,34 @@ class Layer(nn.Module):
             Features of all beads the neighbours may be among.
         here : Tensor, shape=(n,), int64
             The beads to update.
-        index, relation : Tensor, shape=(n, k), int64
+        index, relation : Tensor, shape=(n, k), int64, or None
+            None: the beads are all there are, residues of k beads, and see their own residue.
         radial : Tensor, shape=(n, r, k); angular : Tensor, shape=(n, 3 r, k)
             See `Encoder.geometry`.
         sent : Tensor, optional
             What `offer` returned, worked out once where a layer is run in chunks.
         """
-        n, k = index.shape
         r, c, v = self.r, self.c, self.v
+        n = len(here)
         own_s, own_v = scalars[here], vectors[here]
-        sent = self.offer(scalars) if sent is None else sent
-        if sent.dim() == 3:
-            flat = (index * len(self.relation.weight) + relation).reshape(-1)
-            sent = sent.flatten(0, 1).index_select(0, flat).view(n, k, c + v)
+        sent = self.offer(scalars, compact=index is None) if sent is None else sent
+        if index is None:
+            sent = sent * self.relation.weight[SAME_RESIDUE]
+        elif sent.dim() == 3:
+            flat = index * len(self.relation.weight) + relation
+            sent = _gathered(sent.flatten(0, 1), flat)
         else:
-            sent = sent.index_select(0, index.reshape(-1)).view(n, k, c + v)
-            sent = sent * self.relation(relation)
-        sum_s = torch.bmm(radial, sent[..., :c]).flatten(1)
-        sum_v = torch.bmm(angular, sent[..., c:]).view(n, 3, r * v)
+            sent = _gathered(sent, index) * self.relation(relation)
+        sum_s = _summed(radial, sent[..., :c]).flatten(1)
+        sum_v = _summed(angular, sent[..., c:]).view(n, 3, r * v)
         if self.first:
             message_s, message_v = self.mix_scalar(sum_s), self.mix_vector(sum_v)
         else:
-            theirs = vectors.flatten(1).index_select(0, index.reshape(-1)).view(n, k, 3 * v)
-            carried = torch.bmm(radial, theirs).view(n, r, 3, v).transpose(1, 2)
+            theirs = _gathered(vectors.flatten(1), index)
+            carried = _summed(radial, theirs).view(n, r, 3, v).transpose(1, 2)
             # unit vector (first axis) times neighbour's vector (second axis): its trace and its
             # antisymmetric part are the sums of dot and cross products.
-            x, y, z = torch.bmm(angular, theirs).view(n, 3, r, 3, v).unbind(1)
+            x, y, z = _summed(angular, theirs).view(n, 3, r, 3, v).unbind(1)
             along = x[:, :, 0] + y[:, :, 1] + z[:, :, 2]
             turned = torch.stack(
                 [y[:, :, 2] - z[:, :, 1], z[:, :, 0] - x[:, :, 2], x[:, :, 1] - y[:, :, 0]], dim=1

@@ -44,8 +44,9 @@ class HierarchicalVectors(nn.Module):
         return (bead_vectors[atom_bead] * self.read(atom_key)[:, None]).sum(2)
 
     def forward(
-        self, bead: Tensor, residue: Tensor, noise: Tensor, index: Tensor, displacement: Tensor,
-        relation: Tensor, present: Tensor, atom_bead: Tensor, atom_key: Tensor,
+        self, bead: Tensor, residue: Tensor, noise: Tensor, index: Tensor | None,
+        displacement: Tensor, relation: Tensor | None, present: Tensor, atom_bead: Tensor,
+        atom_key: Tensor,
     ) -> Tensor:  # fmt: skip
         """Predict all atoms of a system at once; see `mdbackmap.models.predict` for chunks.
 
@@ -53,7 +54,8 @@ class HierarchicalVectors(nn.Module):
         ----------
         bead, residue : Tensor, shape=(n,), int64
         noise : Tensor, shape=(n,), Å
-        index, relation : Tensor, shape=(n, k), int64
+        index, relation : Tensor, shape=(n, k), int64, or None
+            None: residues of k beads, which see their own residue (and ``present`` all others).
         displacement : Tensor, shape=(n, k, 3), Å
         present : Tensor, shape=(n, k), bool
         atom_bead, atom_key : Tensor, shape=(n_atoms,), int64

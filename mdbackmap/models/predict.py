@@ -130,8 +130,6 @@ class ResidueKind:
         What the network is told of the beads of one residue.
     atom_key, owner : Tensor, shape=(a,), int64
         Its atoms, and which of its beads they belong to.
-    neighbours : Tensor, shape=(b, b - 1), int64
-        The other beads of each bead's residue.
     beads : Tensor, shape=(m, b), int64; atoms : Tensor, shape=(m, a), int64
         Where the beads and atoms of each residue are in the system.
     """
@@ -140,20 +138,18 @@ class ResidueKind:
     residue: Tensor
     atom_key: Tensor
     owner: Tensor
-    neighbours: Tensor
     beads: Tensor
     atoms: Tensor
 
-    def inputs(self, positions: Tensor, noise: float) -> tuple[Tensor, ...]:
+    def inputs(self, positions: Tensor, noise: float) -> tuple[Tensor | None, ...]:
         """Return the network's inputs for bead positions (c, b, 3), Å, of some residues."""
         c, b, _ = positions.shape
         before = b * torch.arange(c, device=positions.device)[:, None]
-        index = (self.neighbours + before[..., None]).flatten(0, 1)
-        displacement = positions[:, self.neighbours] - positions[:, :, None]
+        displacement = positions[:, None] - positions[:, :, None]
+        others = ~torch.eye(b, dtype=torch.bool, device=positions.device)
         return (
             self.bead.repeat(c), self.residue.repeat(c), positions.new_full((b * c,), noise),
-            index, displacement.flatten(0, 1), torch.ones_like(index),
-            torch.ones_like(index, dtype=torch.bool),
+            None, displacement.flatten(0, 1), None, others.repeat(c, 1),
             (self.owner + before).flatten(), self.atom_key.repeat(c),
         )  # fmt: skip
 
