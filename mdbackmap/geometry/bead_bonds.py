@@ -12,7 +12,7 @@ from scipy import sparse
 TOLD_APART, FEWEST, NEARER = 0.2, 3, 0.6
 """Å by which a kind's length in simulations and in mapped structures differs, for it to tell one
 from the other; kinds that it takes; and share of bonds as in simulations beyond which beads are
-simulated: mapped membranes of other force fields reach 0.4, single frames of simulations start at
+simulated: mapped membranes of other force fields reach 0.45, single frames of simulations start at
 0.8."""
 UNLIKE = 0.4
 """Share of bonds of kinds unlike those of mapped structures, beyond which beads are simulated;
