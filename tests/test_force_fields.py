@@ -308,6 +308,15 @@ def test_a_force_field_of_the_user(tmp_path: Path) -> None:
     assert not found.missing
     assert found.atoms.names.tolist() == ["C1", "C2", *(f"X{k}" for k in range(6))]
     assert found.system().getNumParticles() == 8
+    assert found.charge == pytest.approx(0)
+
+
+def test_templates_called_by_their_smiles_name_no_residues(tmp_path: Path) -> None:
+    file = ligand_file(tmp_path / "ligand.xml")
+    file.write_text(file.read_text().replace('"LIG"', '"[H]C([H])([H])C([H])([H])[H]"'))
+    found = assign(ethane(), "amber14", [file])
+    assert set(found.atoms.resnames) == {"LIG"}
+    assert "X5" in found.atoms.names
 
 
 def test_bonds_without_parameters_are_refused(tmp_path: Path) -> None:

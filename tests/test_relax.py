@@ -167,6 +167,26 @@ def test_an_explosion_leaves_the_frame_as_it_was(
     np.testing.assert_array_equal(found.positions, positions)
 
 
+def test_an_explosion_that_openmm_refuses_is_told_too(
+    made: tuple[Backmapper, list], relaxer: Relaxer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions, beads, box = made[1][0]
+    descend = relaxer._descend
+
+    def blown(*given):
+        places = relaxer._positions() / 10
+        places[7] = np.nan
+        relaxer.context.setPositions(places)
+        return descend(*given)
+
+    monkeypatch.setattr(relaxer, "_descend", blown)
+    found = relaxer(positions, beads, box)
+    assert "blew up" in found.problems[0]
+    np.testing.assert_array_equal(found.positions, positions)
+    monkeypatch.undo()
+    assert relaxer(positions, beads, box).converged
+
+
 def test_frames_that_cannot_be_relaxed(made: tuple[Backmapper, list], relaxer: Relaxer) -> None:
     positions, beads, box = made[1][0]
     with pytest.raises(FrameError, match=r"frame 3: expected positions of shape \(1231, 3\)"):

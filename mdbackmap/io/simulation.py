@@ -89,8 +89,9 @@ def write_simulation(
     ts = given.trajectory[0]
     box = box_from_dimensions(ts.dimensions)
     assignment = backmapper.stage.assignment
+    charge = f"charge {round(assignment.charge, 2) + 0.0:+g}"
     files = {beside(output, end): what for end, what in (
-        ("_system.xml", "OpenMM's System"), (".top", "GROMACS' topology"),
+        ("_system.xml", f"OpenMM's System, {charge}"), (".top", "GROMACS' topology"),
         (".gro", "the first frame, for GROMACS"))}  # fmt: skip
     xml, top, gro = files
     write_text(xml, system_xml(assignment, box))

@@ -93,6 +93,16 @@ class Assignment:
             self.topology, residueTemplates=chosen, record={}, **options
         )
 
+    @property
+    def charge(self) -> float:
+        """Of all atoms it covers, e."""
+        forces = self.flexible.getForces()
+        nonbonded = next(f for f in forces if isinstance(f, mm.NonbondedForce))
+        charges = [nonbonded.getParticleParameters(i)[0]._value
+                   for i in range(nonbonded.getNumParticles())]  # fmt: skip
+        copies = np.repeat([len(k.atoms) for k in self.kinds], [len(k.first) for k in self.kinds])
+        return float(np.dot(charges, copies))
+
     def require_all(self) -> None:
         """Refuse to go on where molecules are not covered.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,7 +192,8 @@ class Relaxer:
         """Minimise in some of the forces, and what holds the frame; returns steps taken."""
         self.context.getIntegrator().setIntegrationForceGroups(groups | {Group.HOLDS})
         watch = _Watch(self.max_force * share)
-        mm.LocalEnergyMinimizer.minimize(self.context, 1e-3, steps, watch)
+        with _blown_up_quietly():
+            mm.LocalEnergyMinimizer.minimize(self.context, 1e-3, steps, watch)
         return watch.steps
 
     def _loosen(
@@ -201,10 +204,12 @@ class Relaxer:
         self.potential.release(self.context, near, stage)
 
     def _measure(self) -> _Forces:
-        """Energy and forces of the force field alone."""
-        state = self.context.getState(getEnergy=True, getForces=True, groups=PHYSICAL)
-        size = np.linalg.norm(state.getForces(asNumpy=True)._value, axis=1)
-        return _Forces(state.getPotentialEnergy()._value, size)
+        """Energy and forces of the force field alone; no numbers where atoms are nowhere."""
+        with _blown_up_quietly():
+            state = self.context.getState(getEnergy=True, getForces=True, groups=PHYSICAL)
+            size = np.linalg.norm(state.getForces(asNumpy=True)._value, axis=1)
+            return _Forces(state.getPotentialEnergy()._value, size)
+        return _Forces(np.nan, np.full(len(self.atoms), np.inf))
 
     def _positions(self) -> np.ndarray:
         return self.context.getState(getPositions=True).getPositions(asNumpy=True)._value * 10
@@ -284,6 +289,16 @@ def reduced_box(box: np.ndarray) -> np.ndarray:
     c[0] = np.clip(c[0], -0.4999999 * a[0], 0.4999999 * a[0])
     c[1] = np.clip(c[1], -0.4999999 * b[1], 0.4999999 * b[1])
     return np.stack([a, b, c])
+
+
+@contextmanager
+def _blown_up_quietly() -> Iterator[None]:
+    """Go on where OpenMM refuses coordinates that are no numbers; the caller looks at them."""
+    try:
+        yield
+    except mm.OpenMMException as error:
+        if "NaN" not in str(error):
+            raise
 
 
 def _context(system: mm.System, platform: str | None, threads: int | None) -> mm.Context:

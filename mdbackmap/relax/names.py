@@ -13,6 +13,8 @@ from mdbackmap.relax.templates import Graph, Templates, residues_of
 from mdbackmap.structure import AtomTable
 
 _TERMINAL = re.compile(r"[NC]([A-Z0-9]{3})")
+_RESIDUE = re.compile(r"[\w+-]{1,6}")
+"""What can be the name of a residue in a file; templates of ligands may be called by their SMILES."""
 
 
 def renamed(
@@ -55,7 +57,7 @@ def _residue_name(template: str, given: str, templates: Templates) -> str:
     known = templates.by_name
     while template not in known and "-" in template:
         template = template.rpartition("-")[0]
-    if template not in known:
+    if template not in known or not _RESIDUE.fullmatch(template):
         return given
     end = _TERMINAL.fullmatch(template)
     return end[1] if end and end[1] in known else template
