@@ -14,7 +14,7 @@ from mdbackmap.structure import AtomTable
 
 _TERMINAL = re.compile(r"[NC]([A-Z0-9]{3})")
 _RESIDUE = re.compile(r"[\w+-]{1,6}")
-"""What can be the name of a residue in a file; templates of ligands may be called by their SMILES."""
+"""What can be a residue name in a file; templates of ligands may be called by their SMILES."""
 
 
 def renamed(
