@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import time
 import MDAnalysis as mda
 import numpy as np
 import pytest
+from mdbackmap.cli.common import quick_imports
 from mdbackmap.io.files import open_universe, quiet_guesses
 from mdbackmap.io.writing import FrameWriter
 from mdbackmap.models.library import shipped
@@ -97,6 +100,17 @@ def test_help_is_fast():
                        stdout=subprocess.DEVNULL)  # fmt: skip
         took.append(time.perf_counter() - began)
     assert min(took) < 0.5
+
+
+def test_imports_leave_garbage_collection_as_it_was(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(atexit, "register", lambda what: frozen.append(what))
+    with quick_imports():
+        frozen.append(gc.isenabled())
+    assert gc.isenabled()
+    assert frozen == [False, False, gc.freeze]
 
 
 def test_import_is_light():

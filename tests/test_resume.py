@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import MDAnalysis as mda
 import numpy as np
 import pytest
+from benchmarks import kills
 from mdbackmap.errors import FrameError, InputFileError, OutputFileError
 from mdbackmap.io import segments
 from mdbackmap.io.conversion import backmap
@@ -552,53 +549,45 @@ def test_names_are_checked_before_the_work(made, tmp_path):
 # Killed
 
 
-SCRIPT = [sys.executable, "-m", "mdbackmap", "convert", "--solvent", "drop"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_random(folder, tmp_path_factory, jobs):
-    """kill -9 at twenty random moments of a conversion of 500 frames, each continued."""
-    if jobs > 1:
+@pytest.mark.parametrize(
+    ("n_kills", "n_frames", "suffix", "options"),
+    [
+        (20, 500, "xtc", ["--solvent", "drop"]),
+        (20, 500, "xtc", ["--solvent", "drop", "--jobs", "2"]),
+        (5, 100, "trr", ["--solvent", "drop"]),
+        (5, 100, "dcd", ["--solvent", "drop"]),
+        (5, 100, "h5md", ["--solvent", "drop"]),
+        (5, 100, "pdb", ["--solvent", "drop"]),
+        (10, 100, "xtc", []),
+        (10, 100, "xtc", ["--jobs", "2"]),
+    ],
+)
+def test_killed_at_random(tmp_path, n_kills, n_frames, suffix, options):
+    """kill -9 at random moments, each continued; also with water."""
+    without_formats_that_lack(suffix)
+    if "--jobs" in options:
         pytest.importorskip("distributed")
+    long = kills.repeat(TPR, XTC, n_frames, tmp_path)
+    found = kills.survive(long, suffix, n_frames, n_kills, options)
+    assert sum(found.moments.values()) == n_kills
+    assert found.compared > 0
+
+
+def test_frames_lost_or_doubled_are_seen(tmp_path, folder):
+    """By what checks conversions that were killed."""
     cg = load(TPR, XTC)
-    with mda.Writer(str(folder / "long.xtc"), len(cg.atoms)) as writer:
-        for k in range(500):
-            ts = cg.trajectory[k % 31]
-            ts.data["time"] = 100.0 * k
-            writer.write(cg.atoms)
-    shutil.copy(TPR, folder / "long.tpr")
-    words = [*SCRIPT, folder / "long.xtc", "--no-hydrogens", "--jobs", str(jobs)]
-    subprocess.run([*words, "-o", folder / "whole.xtc"], check=True, stdout=subprocess.DEVNULL)
-    chance, killed = random.Random(jobs), []
-    while len(killed) < 20:
-        with subprocess.Popen([*words, "-o", folder / "aa.xtc", "--resume"],
-                              stdout=subprocess.DEVNULL) as process:  # fmt: skip
-            # Some right after the start, most while segments come and go.
-            if chance.random() > 0.2:
-                wanted = segments_done(folder) + chance.choice([0.5, 1, 2])
-                while process.poll() is None and segments_done(folder) < wanted:
-                    time.sleep(0.01)
-            time.sleep(chance.uniform(0, 1))
-            process.send_signal(signal.SIGKILL)
-        if process.returncode == -signal.SIGKILL:
-            killed.append(segments_done(folder))
-            continue
-        assert process.returncode == 0
-        assert (folder / "aa.xtc").read_bytes() == (folder / "whole.xtc").read_bytes()
-        (folder / "aa.xtc").unlink()
-    subprocess.run([*words, "-o", folder / "aa.xtc", "--resume"], check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
-    assert (folder / "aa.xtc").read_bytes() == (folder / "whole.xtc").read_bytes()
-    assert load(folder / "aa.pdb", folder / "aa.xtc").trajectory.n_frames == 500
-    assert len(set(killed)) > 3, killed
-
-
-def segments_done(folder):
-    """Segments of an unfinished output that are done, joined or not."""
-    state = Checkpoint.read(folder / "aa.xtc.part" / "checkpoint.json")
-    waiting = list((folder / "aa.xtc.part").glob(f"*-{state.token}.json")) if state else []
-    return len(waiting)
+    cg.atoms.write(str(tmp_path / "aa.pdb"))
+    for name, frames in (("lost", [0, 1, 3, 4]), ("doubled", [0, 1, 1, 3]), ("whole", range(4))):
+        with mda.Writer(str(tmp_path / "aa.xtc"), len(cg.atoms)) as writer:
+            for k in frames:
+                cg.trajectory[k].data["time"] = 100.0 * k
+                writer.write(cg.atoms)
+        if name == "whole":
+            kills._check_frames(tmp_path / "aa.xtc", 4)
+        else:
+            with pytest.raises(AssertionError):
+                kills._check_frames(tmp_path / "aa.xtc", 4)
 
 
 # Many atoms

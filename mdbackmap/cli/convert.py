@@ -16,6 +16,7 @@ from mdbackmap.cli.common import (
     counted,
     mapping_option,
     progress_bar,
+    quick_imports,
     say_error,
     set_threads,
     slice_options,
@@ -120,8 +121,9 @@ def convert(
     if jobs > 1:
         warm_start.begin()
 
-    from mdbackmap.io.conversion import backmap
-    from mdbackmap.pipeline import CHUNK_SIZE
+    with quick_imports():
+        from mdbackmap.io.conversion import backmap
+        from mdbackmap.pipeline import CHUNK_SIZE
 
     set_threads(threads)
     with progress_bar("frames") as tick:

@@ -6,7 +6,14 @@ import sys
 
 import click
 
-from mdbackmap.cli.common import counted, mapping_option, progress_bar, say_error, slice_options
+from mdbackmap.cli.common import (
+    counted,
+    mapping_option,
+    progress_bar,
+    quick_imports,
+    say_error,
+    slice_options,
+)
 
 
 @click.command()
@@ -24,12 +31,13 @@ def map(trajectory, output, topology, mapping, select, start, stop, step, topolo
 
     Residues with missing atoms and residues no mapping knows are left out and counted.
     """
-    from mdbackmap.io.forward import ForwardMapper
-    from mdbackmap.io.segments import write_frames
-    from mdbackmap.io.source import CGSource
-    from mdbackmap.io.topology import bead_universe
-    from mdbackmap.io.writing import plan_outputs
-    from mdbackmap.mapping.library import Library
+    with quick_imports():
+        from mdbackmap.io.forward import ForwardMapper
+        from mdbackmap.io.segments import write_frames
+        from mdbackmap.io.source import CGSource
+        from mdbackmap.io.topology import bead_universe
+        from mdbackmap.io.writing import plan_outputs
+        from mdbackmap.mapping.library import Library
 
     source = CGSource.open(trajectory, topology, select)
     frames = source.choose(start, stop, step)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mdbackmap.cli.common import mapping_option, progress, slice_options
+from mdbackmap.cli.common import mapping_option, progress, quick_imports, slice_options
 
 
 @click.command()
@@ -34,12 +34,13 @@ def validate(
     Bonds and angles out of range, stereocentres, peptide bonds, double bonds, planes, clashes,
     pierced rings, beads that moved, RMSD to a reference. It counts; it does not judge.
     """
-    from mdbackmap.io.compare import BeadsOf, ReferenceOf
-    from mdbackmap.io.source import CGSource
-    from mdbackmap.io.writing import check_place, write_text
-    from mdbackmap.mapping.library import Library
-    from mdbackmap.mapping.system import from_atoms
-    from mdbackmap.validation import Checker, Summary, rmsd
+    with quick_imports():
+        from mdbackmap.io.compare import BeadsOf, ReferenceOf
+        from mdbackmap.io.source import CGSource
+        from mdbackmap.io.writing import check_place, write_text
+        from mdbackmap.mapping.library import Library
+        from mdbackmap.mapping.system import from_atoms
+        from mdbackmap.validation import Checker, Summary, rmsd
 
     source = CGSource.open(trajectory, topology, select)
     chosen = source.choose(start, stop, step)
