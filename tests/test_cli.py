@@ -15,10 +15,10 @@ import time
 import MDAnalysis as mda
 import numpy as np
 import pytest
-from mdbackmap.cli.common import quick_imports
 from mdbackmap.io.files import open_universe, quiet_guesses
 from mdbackmap.io.writing import FrameWriter
 from mdbackmap.models.library import shipped
+from mdbackmap.warm_start import quick_imports
 
 from helpers_io import (
     DATA,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import re
 import sys
@@ -53,25 +51,6 @@ def bytes_of(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     if not found or float(found[1]) == 0:
         raise click.BadParameter(f"'{value}'; expected a size such as 4G or 500M")
     return float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " ")
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import without looking for garbage.
-
-    What modules hold stays; to look through it while it grows, and again at the end, takes a third
-    of the time of a short command.
-    """
-    if "torch" in sys.modules:
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        atexit.register(gc.freeze)
 
 
 def set_threads(threads: int | None) -> int:

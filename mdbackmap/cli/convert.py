@@ -16,7 +16,6 @@ from mdbackmap.cli.common import (
     counted,
     mapping_option,
     progress_bar,
-    quick_imports,
     say_error,
     set_threads,
     slice_options,
@@ -121,7 +120,7 @@ def convert(
     if jobs > 1:
         warm_start.begin()
 
-    with quick_imports():
+    with warm_start.quick_imports():
         from mdbackmap.io.conversion import backmap
         from mdbackmap.pipeline import CHUNK_SIZE
 

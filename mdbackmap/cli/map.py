@@ -6,14 +6,8 @@ import sys
 
 import click
 
-from mdbackmap.cli.common import (
-    counted,
-    mapping_option,
-    progress_bar,
-    quick_imports,
-    say_error,
-    slice_options,
-)
+from mdbackmap.cli.common import counted, mapping_option, progress_bar, say_error, slice_options
+from mdbackmap.warm_start import quick_imports
 
 
 @click.command()

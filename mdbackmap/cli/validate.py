@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from mdbackmap.cli.common import mapping_option, progress, quick_imports, slice_options
+from mdbackmap.cli.common import mapping_option, progress, slice_options
+from mdbackmap.warm_start import quick_imports
 
 
 @click.command()
