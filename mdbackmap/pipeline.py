@@ -29,6 +29,7 @@ from mdbackmap.hydrogens.protonation import DEFAULT_PH, Choices, Protonation
 from mdbackmap.hydrogens.recipes import recipes_for
 from mdbackmap.hydrogens.tautomers import settle
 from mdbackmap.kept import Kept
+from mdbackmap.mapping.staggered import staggered_torsions
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
@@ -54,6 +55,9 @@ IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
 IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
 """Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped
 ones the network makes fewer outliers than crystal structures have."""
+STAGGERED = {"lipid", "molecule"}
+"""Kinds of residue whose saturated carbons are staggered over simulated beads, which say little of
+their torsions. Side chains of proteins would leave their beads further behind, and gain nothing."""
 PROTEIN_MOMENTUM = 0.3
 """Of idealisation on mapped beads: proteins are nearly right and need little; lipids do not."""
 SMALLEST_BOX = 6.0
@@ -259,7 +263,8 @@ class Backmapper:
         system = self.system
         return BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            self.backbone, **self._idealising,
+            self.backbone, staggered=staggered_torsions(system, STAGGERED) if self.noise else None,
+            **self._idealising,
         )  # fmt: skip
 
     @functools.cached_property

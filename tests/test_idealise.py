@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
 from mdbackmap.geometry.idealise import BlockIdealiser, Idealiser, Pairs
 from mdbackmap.graph.neighbours import close_pairs
+from mdbackmap.mapping.staggered import staggered_torsions
 from mdbackmap.mapping.system import System
 from mdbackmap.validation import Checker, measures
 from scipy.spatial.transform import Rotation
@@ -342,6 +344,55 @@ def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
     result = mender(torch.tensor([[0.0, 0, 0], [2.5, 0, 0]]), torch.tensor([[1.25, 0, 0]]))
     assert (result[1] - result[0]).norm() == pytest.approx(1.5, abs=1e-3)
     assert result.mean(0) == pytest.approx([1.25, 0, 0], abs=1e-3)
+
+
+# Staggered bonds
+
+
+def bonds_named(system: System, torsions: np.ndarray) -> set[str]:
+    names = system.atoms.names
+    return {"-".join(sorted((names[i], names[j]))) for i, j in torsions[:, 1:3].tolist()}
+
+
+def torsion_angles(positions: np.ndarray, torsions: np.ndarray) -> np.ndarray:
+    return measures.torsions(positions, torsions, None) % 360
+
+
+def test_bonds_of_saturated_carbons_outside_rings_and_chains_are_staggered(lipid, crowd):
+    system, _ = lipid
+    torsions = staggered_torsions(system, {"lipid"})
+    assert bonds_named(system, torsions) == {"C11-C12", "C1-C2", "C2-C3"}
+    bonded = {tuple(sorted(pair)) for pair in system.constraints.bonds.tolist()}
+    for row in torsions.tolist():
+        assert all(tuple(sorted(pair)) in bonded for pair in itertools.pairwise(row))
+    many, _ = crowd
+    rows = staggered_torsions(many, {"lipid"})
+    assert (many.residue_kinds[many.atoms.residue[rows]] == "lipid").all()
+    assert len(rows) == 3 * (many.residue_kinds == "lipid").sum()
+    assert not len(staggered_torsions(system, {"protein"}))
+
+
+@pytest.mark.parametrize("block", [None, 1])
+@pytest.mark.parametrize("degrees", [-40, 50])
+def test_eclipsed_carbons_are_staggered(lipid, block, degrees):
+    system, positions = lipid
+    torsions = staggered_torsions(system, {"lipid"})
+    names = system.atoms.names.tolist()
+    spoilt = turned(system, positions, names.index("C11"), names.index("C12"), degrees)
+    beads = system.map_positions(spoilt)
+    left = mend(system, spoilt, beads)
+    make = BlockIdealiser if block else Idealiser
+    work = make(*parts(system), staggered=torsions, **({"block": block} if block else {}))
+    result = work(*tensors(spoilt, beads)).numpy().astype(np.float64)
+    off = np.abs((torsion_angles(result, torsions) % 120) - 60)
+    assert off.max() < 20
+    assert np.abs((torsion_angles(left, torsions) % 120) - 60).max() > 25
+    assert not faults(system, result)
+    assert rms(system.map_positions(result), beads) < 0.35
+    # Copies come out as each would alone.
+    both = work(*tensors(np.concatenate([spoilt, positions]),
+                         np.concatenate([beads, system.map_positions(positions)])))  # fmt: skip
+    assert both[: len(spoilt)].numpy() == pytest.approx(result, abs=1e-4)
 
 
 # Contacts

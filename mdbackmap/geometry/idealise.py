@@ -43,6 +43,8 @@ LOOSER = 0.1
 """Factor of the hold on beads from round to round."""
 EASIER = 0.7
 """Factor of the pull on phi and psi from round to round."""
+OBLIQUE = 10.0
+"""Degrees beyond what a staggered torsion may be off that call for a second round, but no third."""
 LANES = 16
 """Angles worked out together by the processor. Those left over at the end of an array would come
 out otherwise in the last digit, and an answer depend on what is worked out beside it."""
@@ -113,12 +115,17 @@ class Idealiser:
         Phi and psi beyond this contour (see `mdbackmap.geometry.ramachandran`) are turned to it.
     momentum : float or ndarray, shape=(n_atoms,)
         Share of a sweep's step that the next one takes again; converges further, moves more.
+    staggered : ndarray, shape=(m, 4), int64, optional
+        Torsions that are turned to the nearest of 60, 180 and 300 degrees.
+    slant : float, degrees
+        By which they may be off.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
         contour: float = ramachandran.ALLOWED, momentum: float | np.ndarray = 0.6,
+        staggered: np.ndarray | None = None, slant: float = 10.0,
     ) -> None:  # fmt: skip
         self.sweeps, self.hold, self.n_atoms, self.copies = sweeps, hold, n_atoms, 1
         self.n_beads = n_beads
@@ -132,12 +139,22 @@ class Idealiser:
         furthest = _reals(np.append(distance + give, np.full(len(apart), np.inf)))
 
         torsions, torsion, may_be_cis = _fixed_torsions(constraints, backbone)
-        turned, strays = _filled_up(len(torsions)), _filled_up(len(backbone.kind))
-        self.torsion = _reals(torsion[turned])
-        self.may_be_cis = torch.from_numpy(may_be_cis[turned])
-
         # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
         loose = ~np.isin(_middle(constraints.volumes, n_atoms), _middle(torsions, n_atoms))
+        free = np.arange(len(torsions) + (0 if staggered is None else len(staggered))) >= len(
+            torsions
+        )
+        if staggered is not None:
+            torsions = np.concatenate([torsions, staggered])
+        turned, strays = _filled_up(len(torsions)), _filled_up(len(backbone.kind))
+        free = free[turned]
+        self.torsion = _reals(np.append(torsion, np.zeros(len(torsions) - len(torsion)))[turned])
+        self.free = torch.from_numpy(free)
+        self.give = _reals(np.where(free, math.radians(slant), 0.0))
+        self.oblique = math.cos(math.radians(slant + OBLIQUE))
+        may_be_cis = np.append(may_be_cis, np.zeros(len(torsions) - len(may_be_cis), dtype=bool))
+        self.may_be_cis = torch.from_numpy(may_be_cis[turned])
+
         quads, volume = constraints.volumes[loose], constraints.volume[loose]
         slack = np.where(volume > 0.5, SLACK, 0.0)
         self.smallest, self.largest = _reals(volume - slack), _reals(volume + slack)
@@ -193,8 +210,8 @@ class Idealiser:
         ).flatten()
         many.counts = torch.cat([part.repeat(copies) for part in self.counts.split(sizes)])
         many.bead = _shifted(self.bead, copies, self.n_beads)
-        for name in ("torsion", "may_be_cis", "smallest", "largest", "least", "kind", "rate",
-                     "momentum", "weights", "share"):  # fmt: skip
+        for name in ("torsion", "free", "give", "may_be_cis", "smallest", "largest", "least",
+                     "kind", "rate", "momentum", "weights", "share"):  # fmt: skip
             setattr(many, name, getattr(self, name).repeat(copies))
         return many
 
@@ -237,7 +254,7 @@ class Idealiser:
         for k in range(ROUNDS):
             work._sweep(rows, beads, target, contacts, self.hold * LOOSER**k, DRIFT * EASIER**k)
             result[:, frames] = rows[:3, :n_moving].view(3, work.copies, -1)
-            again = work._unsettled(rows, target)
+            again = work._unsettled(rows, target, staggered=k == 0)
             if not again.any():
                 break
             if not again.all():
@@ -290,12 +307,13 @@ class Idealiser:
             moving += speed
             again.copy_(moving[:2])
 
-    def _unsettled(self, rows: Tensor, target: Tensor) -> Tensor:
+    def _unsettled(self, rows: Tensor, target: Tensor, *, staggered: bool) -> Tensor:
         """Copies in which a fixed torsion is still far from where it should be, or a hand wrong."""
         result = torch.zeros(self.copies, dtype=torch.bool)
         if len(target):
             angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
-            result |= (torch.cos(angle - target) < SETTLED).view(self.copies, -1).any(1)
+            near = torch.where(self.free, self.oblique if staggered else -2.0, SETTLED)
+            result |= (torch.cos(angle - target) < near).view(self.copies, -1).any(1)
         if len(self.centres):
             arms, gradients = self._volume_gradients(rows)
             wrong = (arms[:3, 0] * gradients[:, 0]).sum(0) < self.least
@@ -323,6 +341,7 @@ class Idealiser:
         angle = _torsion_angle(arms, normals)
         error = angle[: len(target)] - target
         error -= 2 * math.pi * torch.round(error / (2 * math.pi))
+        error -= error.clamp(-self.give, self.give)
         if len(self.kind):
             error = torch.cat([error, drift * self._strays(angle[len(target) :])])
         # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
@@ -352,11 +371,13 @@ class Idealiser:
 
     def _torsion_targets(self, rows: Tensor) -> Tensor:
         """Angles the fixed torsions are turned to, radians; some stay as they are predicted."""
-        if not self.may_be_cis.any():
+        if not (self.may_be_cis | self.free).any():
             return self.torsion
         angle = _torsion_angle(*_torsion_planes(rows, self.torsions))
         cis = self.may_be_cis & (angle.cos() > 0)
-        return torch.where(cis, 0.0, self.torsion)
+        third = 2 * math.pi / 3
+        nearest = third * (torch.floor(angle / third) + 0.5)
+        return torch.where(self.free, nearest, torch.where(cis, 0.0, self.torsion))
 
 
 def _reals(values: np.ndarray) -> Tensor:
@@ -483,10 +504,12 @@ class BlockIdealiser:
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, block: int = 12_000,
-        momentum: float | np.ndarray = 0.6, **options: float,
+        momentum: float | np.ndarray = 0.6, staggered: np.ndarray | None = None, **options: float,
     ) -> None:  # fmt: skip
         momentum = np.broadcast_to(momentum, n_atoms)
-        cuts = _cuts(constraints.bonds, members, n_atoms, block)
+        if staggered is None:
+            staggered = np.zeros((0, 4), dtype=np.int64)
+        of_torsion = _block_of(staggered, cuts := _cuts(constraints.bonds, members, n_atoms, block))
         # Beads lie in the order of their atoms' molecules.
         bead_cuts = np.append(np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads)
         terms = _split_constraints(constraints, cuts)
@@ -500,7 +523,7 @@ class BlockIdealiser:
                 Idealiser(
                     terms[k], int(stop - start), members[own] - [first, start], weights[own],
                     last - first, backbone.within(start, stop), momentum=momentum[start:stop],
-                    **options,
+                    staggered=staggered[of_torsion == k] - start, **options,
                 ),
             ))  # fmt: skip
 
