@@ -89,7 +89,7 @@ def _is_gromacs(topology: str) -> bool:
 def _explain(files: list[str], reason: str) -> str:
     """Say which of the files is to blame."""
     if len(files) == 1:
-        return f"{files[0]}: cannot be read: {reason}"
+        return _unread(files[0], reason)
     topology, trajectory = files
     try:
         n_named = len(open_universe(topology).atoms)
@@ -99,7 +99,14 @@ def _explain(files: list[str], reason: str) -> str:
         n_held = n_particles(trajectory)
         return (f"{trajectory}: holds {n_held} particles, but {topology} names {n_named}\n"
                 "  Hint: give the topology of exactly these particles with -s.")  # fmt: skip
-    return f"{trajectory}: cannot be read: {reason}"
+    return _unread(trajectory, reason)
+
+
+def _unread(path: str, reason: str) -> str:
+    hint = "it is damaged, or of another kind than its name says"
+    if reason.startswith("no format"):
+        hint = "its name must end as its format's files do, such as .xtc or .gro"
+    return f"{path}: cannot be read: {reason}\n  Hint: {hint}."
 
 
 def n_particles(trajectory: str | Path) -> int:
