@@ -61,7 +61,7 @@ TEMPERATURE, STEP, FRICTION = 300.0, 0.002, 1.0
 """K, ps, 1/ps."""
 REPORT = 1.0
 """ps between the points of a curve."""
-SETTLE, FIRST = 500, 300
+SETTLE, FIRST = 150, 100
 """Steps of minimisation of water that was put in, and of all, as before any simulation."""
 CORE = 10.0
 """Å from the middle of a membrane within which water is taken out."""

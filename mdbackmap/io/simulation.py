@@ -89,7 +89,8 @@ def write_simulation(
     ts = given.trajectory[0]
     box = box_from_dimensions(ts.dimensions)
     assignment = backmapper.stage.assignment
-    charge = f"charge {round(assignment.charge, 2) + 0.0:+g}"
+    charge = round(assignment.charge, 2)
+    charge = f"charge {charge:+g}" if charge else "no net charge"
     files = {beside(output, end): what for end, what in (
         ("_system.xml", f"OpenMM's System, {charge}"), (".top", "GROMACS' topology"),
         (".gro", "the first frame, for GROMACS"))}  # fmt: skip
