@@ -204,14 +204,15 @@ def _finished(process: subprocess.Popen, output: Path, whole: Path, found: Survi
     """Wait for the end of a conversion, compare its files and remove them."""
     assert process.wait(LATE) == 0, "a conversion that was continued failed"
     _check_frames(output, found.frames)
-    for suffix in {output.suffix, ".pdb"}:
-        ours, theirs = output.with_suffix(suffix), whole.with_suffix(suffix)
-        if suffix == ".pdb" or output.name.endswith(CHAINED):
-            assert not theirs.exists() or ours.read_bytes() == theirs.read_bytes(), ours
-        else:
-            _compare(ours, theirs)
-        ours.unlink(missing_ok=True)
+    pairs = [(path.with_suffix(".pdb"), path) for path in (output, whole)]
+    assert pairs[0][0].read_bytes() == pairs[1][0].read_bytes(), "the topology differs"
+    if output.name.endswith(CHAINED):
+        assert output.read_bytes() == whole.read_bytes(), "the trajectory differs"
+    else:
+        _compare(output, whole)
     assert not folder_of(output).exists()
+    for path in pairs[0]:
+        path.unlink(missing_ok=True)
     found.compared += 1
 
 
