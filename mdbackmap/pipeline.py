@@ -17,7 +17,7 @@ from mdbackmap.errors import ConfigError, FrameError, ModelError, listing
 from mdbackmap.geometry.bead_bonds import as_simulated, lengths_by_kind
 from mdbackmap.geometry.boxes import Unwrapper, heights
 from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
-from mdbackmap.geometry.idealise import BlockIdealiser
+from mdbackmap.geometry.idealise import BlockIdealiser, Staggered
 from mdbackmap.geometry.rings import RingGuard
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.hydrogens import protonation
@@ -29,7 +29,7 @@ from mdbackmap.hydrogens.protonation import DEFAULT_PH, Choices, Protonation
 from mdbackmap.hydrogens.recipes import recipes_for
 from mdbackmap.hydrogens.tautomers import settle
 from mdbackmap.kept import Kept
-from mdbackmap.mapping.staggered import staggered_torsions
+from mdbackmap.mapping.staggered import staggered_bonds
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE
@@ -263,9 +263,14 @@ class Backmapper:
         system = self.system
         return BlockIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
-            self.backbone, staggered=staggered_torsions(system, STAGGERED) if self.noise else None,
-            **self._idealising,
+            self.backbone, staggered=self._staggered, **self._idealising,
         )  # fmt: skip
+
+    @property
+    def _staggered(self) -> Staggered | None:
+        if not self.noise:
+            return None
+        return staggered_bonds(self.system, STAGGERED, self.options.seed)
 
     @functools.cached_property
     def tails(self) -> Tails:

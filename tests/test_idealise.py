@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ import torch
 from mdbackmap.geometry import idealise, ramachandran
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
-from mdbackmap.geometry.idealise import BlockIdealiser, Idealiser, Pairs
+from mdbackmap.geometry.idealise import BlockIdealiser, Idealiser, Pairs, Staggered
 from mdbackmap.graph.neighbours import close_pairs
-from mdbackmap.mapping.staggered import staggered_torsions
+from mdbackmap.mapping.staggered import staggered_bonds
 from mdbackmap.mapping.system import System
 from mdbackmap.validation import Checker, measures
 from scipy.spatial.transform import Rotation
@@ -349,50 +348,85 @@ def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
 # Staggered bonds
 
 
-def bonds_named(system: System, torsions: np.ndarray) -> set[str]:
+def bonds_named(system: System, torsions: np.ndarray) -> dict[str, str]:
+    """Bonds by name, and the outer atoms of their torsions."""
     names = system.atoms.names
-    return {"-".join(sorted((names[i], names[j]))) for i, j in torsions[:, 1:3].tolist()}
+    rows = [[names[a] for a in row] for row in torsions.tolist()]
+    rows = [row if row[1] < row[2] else row[::-1] for row in rows]
+    return {f"{row[1]}-{row[2]}": f"{row[0]} {row[3]}" for row in rows}
 
 
-def torsion_angles(positions: np.ndarray, torsions: np.ndarray) -> np.ndarray:
-    return measures.torsions(positions, torsions, None) % 360
+def angles_of(positions: np.ndarray, torsions: np.ndarray) -> np.ndarray:
+    return measures.torsions(positions, torsions) % 360
 
 
 def test_bonds_of_saturated_carbons_outside_rings_and_chains_are_staggered(lipid, crowd):
     system, _ = lipid
-    torsions = staggered_torsions(system, {"lipid"})
-    assert bonds_named(system, torsions) == {"C11-C12", "C1-C2", "C2-C3"}
-    bonded = {tuple(sorted(pair)) for pair in system.constraints.bonds.tolist()}
-    for row in torsions.tolist():
-        assert all(tuple(sorted(pair)) in bonded for pair in itertools.pairwise(row))
+    found = staggered_bonds(system, {"lipid"}, 0)
+    # Where both carbons bear nitrogen or an oxygen that is no hydroxyl, these are the ends.
+    assert bonds_named(system, found.torsions) == {
+        "C11-C12": "O12 N", "C1-C2": "O11 O21", "C2-C3": "O21 O31"
+    }  # fmt: skip
+    assert set(np.abs(found.gauche)) == {1.0}
     many, _ = crowd
-    rows = staggered_torsions(many, {"lipid"})
-    assert (many.residue_kinds[many.atoms.residue[rows]] == "lipid").all()
-    assert len(rows) == 3 * (many.residue_kinds == "lipid").sum()
-    assert not len(staggered_torsions(system, {"protein"}))
+    found = staggered_bonds(many, {"lipid"}, 0)
+    assert (many.residue_kinds[many.atoms.residue[found.torsions]] == "lipid").all()
+    assert len(found.torsions) == 3 * (many.residue_kinds == "lipid").sum()
+    assert not len(staggered_bonds(system, {"protein"}, 0).torsions)
+    side_chains = bonds_named(many, staggered_bonds(many, {"protein"}, 0).torsions)
+    assert "CB-CG" in side_chains
+    assert not {"C-CA", "CD1-CG"} & set(side_chains)
+
+
+def test_sides_are_drawn_evenly_and_again_by_the_same_seed(membrane_system):
+    one, again, other = (staggered_bonds(membrane_system, {"lipid"}, s).gauche for s in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+    drawn = one[one != 0]
+    assert abs(drawn.mean()) < 4 / np.sqrt(len(drawn))
 
 
 @pytest.mark.parametrize("block", [None, 1])
-@pytest.mark.parametrize("degrees", [-40, 50])
-def test_eclipsed_carbons_are_staggered(lipid, block, degrees):
+@pytest.mark.parametrize("eclipsed", [128, 232])
+def test_eclipsed_carbons_are_staggered(lipid, block, eclipsed):
     system, positions = lipid
-    torsions = staggered_torsions(system, {"lipid"})
+    torsions = staggered_bonds(system, {"lipid"}, 0).torsions
+    staggered = Staggered(torsions, np.zeros(len(torsions)))
     names = system.atoms.names.tolist()
-    spoilt = turned(system, positions, names.index("C11"), names.index("C12"), degrees)
+    head = (np.isin(torsions[:, 1:3], [names.index("C11"), names.index("C12")])).all(1)
+    turn = eclipsed - angles_of(positions, torsions[head])[0]
+    spoilt = turned(system, positions, names.index("C11"), names.index("C12"), turn)
+    assert angles_of(spoilt, torsions[head]) == pytest.approx(eclipsed, abs=1)
     beads = system.map_positions(spoilt)
     left = mend(system, spoilt, beads)
     make = BlockIdealiser if block else Idealiser
-    work = make(*parts(system), staggered=torsions, **({"block": block} if block else {}))
+    work = make(*parts(system), staggered=staggered, **({"block": block} if block else {}))
     result = work(*tensors(spoilt, beads)).numpy().astype(np.float64)
-    off = np.abs((torsion_angles(result, torsions) % 120) - 60)
-    assert off.max() < 20
-    assert np.abs((torsion_angles(left, torsions) % 120) - 60).max() > 25
+    off, before = (np.abs(angles_of(x, torsions) % 120 - 60) for x in (result, left))
+    assert off[head] < before[head] - 20
+    assert off.max() < before.max()
     assert not faults(system, result)
     assert rms(system.map_positions(result), beads) < 0.35
     # Copies come out as each would alone.
     both = work(*tensors(np.concatenate([spoilt, positions]),
                          np.concatenate([beads, system.map_positions(positions)])))  # fmt: skip
     assert both[: len(spoilt)].numpy() == pytest.approx(result, abs=1e-4)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_an_anti_head_goes_to_the_side_that_was_drawn(lipid, side):
+    system, positions = lipid
+    names = system.atoms.names.tolist()
+    torsion = np.array([[names.index(n) for n in ("O12", "C11", "C12", "N")]])
+    turn = 180 - angles_of(positions, torsion)[0]
+    anti = turned(system, positions, names.index("C11"), names.index("C12"), turn)
+    assert np.cos(np.radians(angles_of(anti, torsion)[0])) < -0.99
+    work = Idealiser(*parts(system), staggered=Staggered(torsion, np.array([side])))
+    result = work(*tensors(anti, system.map_positions(anti))).numpy().astype(np.float64)
+    assert abs(angles_of(result, torsion)[0] - side * 60 % 360) < 50
+    free = Idealiser(*parts(system), staggered=Staggered(torsion, np.zeros(1)))
+    kept = free(*tensors(anti, system.map_positions(anti))).numpy().astype(np.float64)
+    assert abs(angles_of(kept, torsion)[0] - 180) < 15
 
 
 # Contacts

@@ -93,6 +93,31 @@ class Pairs:
         step.index_add_(1, self.second, gap.neg_())
 
 
+@dataclass(frozen=True, eq=False)
+class Staggered:
+    """Torsions that are turned to the nearest of 60, 180 and 300 degrees.
+
+    Attributes
+    ----------
+    torsions : ndarray, shape=(m, 4), int64
+    gauche : ndarray, shape=(m,), float
+        1 or -1: not to 180 degrees, but to 60 or -60 in its stead; 0: to all three.
+    """
+
+    torsions: np.ndarray
+    gauche: np.ndarray
+
+    @classmethod
+    def none(cls) -> Staggered:
+        """No such torsions."""
+        return cls(np.zeros((0, 4), dtype=np.int64), np.zeros(0))
+
+    def of_block(self, number: int, cuts: np.ndarray) -> Staggered:
+        """Return those of a block of atoms, counted from its start."""
+        own = _block_of(self.torsions, cuts) == number
+        return Staggered(self.torsions[own] - cuts[number], self.gauche[own])
+
+
 class Idealiser:
     """Restores the local geometry of one system; static arrays are built once.
 
@@ -115,8 +140,7 @@ class Idealiser:
         Phi and psi beyond this contour (see `mdbackmap.geometry.ramachandran`) are turned to it.
     momentum : float or ndarray, shape=(n_atoms,)
         Share of a sweep's step that the next one takes again; converges further, moves more.
-    staggered : ndarray, shape=(m, 4), int64, optional
-        Torsions that are turned to the nearest of 60, 180 and 300 degrees.
+    staggered : Staggered, optional
     slant : float, degrees
         By which they may be off.
     """
@@ -125,7 +149,7 @@ class Idealiser:
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, hold: float = 0.1,
         contour: float = ramachandran.ALLOWED, momentum: float | np.ndarray = 0.6,
-        staggered: np.ndarray | None = None, slant: float = 10.0,
+        staggered: Staggered | None = None, slant: float = 10.0,
     ) -> None:  # fmt: skip
         self.sweeps, self.hold, self.n_atoms, self.copies = sweeps, hold, n_atoms, 1
         self.n_beads = n_beads
@@ -141,19 +165,18 @@ class Idealiser:
         torsions, torsion, may_be_cis = _fixed_torsions(constraints, backbone)
         # Both sides of a fixed torsion are flat, so its plane must not hold it on the wrong one.
         loose = ~np.isin(_middle(constraints.volumes, n_atoms), _middle(torsions, n_atoms))
-        free = np.arange(len(torsions) + (0 if staggered is None else len(staggered))) >= len(
-            torsions
-        )
-        if staggered is not None:
-            torsions = np.concatenate([torsions, staggered])
+        staggered = staggered or Staggered.none()
+        free = np.arange(len(torsions) + len(staggered.torsions)) >= len(torsions)
+        torsions = np.concatenate([torsions, staggered.torsions])
+        more = np.zeros(len(staggered.torsions))
         turned, strays = _filled_up(len(torsions)), _filled_up(len(backbone.kind))
         free = free[turned]
-        self.torsion = _reals(np.append(torsion, np.zeros(len(torsions) - len(torsion)))[turned])
+        self.torsion = _reals(np.append(torsion, more)[turned])
+        self.may_be_cis = torch.from_numpy(np.append(may_be_cis, more > 0)[turned])
+        self.gauche = _reals(np.append(np.zeros(len(torsion)), staggered.gauche)[turned])
         self.free = torch.from_numpy(free)
         self.give = _reals(np.where(free, math.radians(slant), 0.0))
         self.oblique = math.cos(math.radians(slant + OBLIQUE))
-        may_be_cis = np.append(may_be_cis, np.zeros(len(torsions) - len(may_be_cis), dtype=bool))
-        self.may_be_cis = torch.from_numpy(may_be_cis[turned])
 
         quads, volume = constraints.volumes[loose], constraints.volume[loose]
         slack = np.where(volume > 0.5, SLACK, 0.0)
@@ -210,8 +233,8 @@ class Idealiser:
         ).flatten()
         many.counts = torch.cat([part.repeat(copies) for part in self.counts.split(sizes)])
         many.bead = _shifted(self.bead, copies, self.n_beads)
-        for name in ("torsion", "free", "give", "may_be_cis", "smallest", "largest", "least",
-                     "kind", "rate", "momentum", "weights", "share"):  # fmt: skip
+        for name in ("torsion", "free", "gauche", "give", "may_be_cis", "smallest", "largest",
+                     "least", "kind", "rate", "momentum", "weights", "share"):  # fmt: skip
             setattr(many, name, getattr(self, name).repeat(copies))
         return many
 
@@ -296,10 +319,10 @@ class Idealiser:
             pairs.add_to(step, moving)
             if len(self.centres):
                 self._add_volumes(step, rows)
-            # Beads are let go at the end: bonds have the last word.
+            # Beads and staggered torsions are let go at the end: bonds have the last word.
             grip = max(0.0, min(1.0, 2.0 * (1 - sweep / self.sweeps) - 0.5))
             if len(self.turning):
-                self._add_torsions(step, rows, target, drift)
+                self._add_torsions(step, rows, target, drift, grip)
             step *= rate
             if grip:
                 self._add_beads(step, moving, beads, grip * hold)
@@ -336,12 +359,15 @@ class Idealiser:
         arms = points[:, 1:] - points[:, :1]
         return arms, _cross(arms[:, 1:4], arms[:, 2:5])
 
-    def _add_torsions(self, step: Tensor, rows: Tensor, target: Tensor, drift: float) -> None:
+    def _add_torsions(
+        self, step: Tensor, rows: Tensor, target: Tensor, drift: float, grip: float
+    ) -> None:
         arms, normals = _torsion_planes(rows, self.turning)
         angle = _torsion_angle(arms, normals)
         error = angle[: len(target)] - target
         error -= 2 * math.pi * torch.round(error / (2 * math.pi))
         error -= error.clamp(-self.give, self.give)
+        error *= torch.where(self.free, grip, 1.0)
         if len(self.kind):
             error = torch.cat([error, drift * self._strays(angle[len(target) :])])
         # Gradients after Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996), eq. 27: along
@@ -377,6 +403,8 @@ class Idealiser:
         cis = self.may_be_cis & (angle.cos() > 0)
         third = 2 * math.pi / 3
         nearest = third * (torch.floor(angle / third) + 0.5)
+        instead = torch.where((angle.abs() > third) & (self.gauche != 0), self.gauche, 0.0)
+        nearest = torch.where(instead != 0, instead * third / 2, nearest)
         return torch.where(self.free, nearest, torch.where(cis, 0.0, self.torsion))
 
 
@@ -504,12 +532,11 @@ class BlockIdealiser:
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, block: int = 12_000,
-        momentum: float | np.ndarray = 0.6, staggered: np.ndarray | None = None, **options: float,
+        momentum: float | np.ndarray = 0.6, staggered: Staggered | None = None, **options: float,
     ) -> None:  # fmt: skip
         momentum = np.broadcast_to(momentum, n_atoms)
-        if staggered is None:
-            staggered = np.zeros((0, 4), dtype=np.int64)
-        of_torsion = _block_of(staggered, cuts := _cuts(constraints.bonds, members, n_atoms, block))
+        staggered = staggered or Staggered.none()
+        cuts = _cuts(constraints.bonds, members, n_atoms, block)
         # Beads lie in the order of their atoms' molecules.
         bead_cuts = np.append(np.searchsorted(_first_atoms(members, n_beads), cuts[:-1]), n_beads)
         terms = _split_constraints(constraints, cuts)
@@ -523,7 +550,7 @@ class BlockIdealiser:
                 Idealiser(
                     terms[k], int(stop - start), members[own] - [first, start], weights[own],
                     last - first, backbone.within(start, stop), momentum=momentum[start:stop],
-                    staggered=staggered[of_torsion == k] - start, **options,
+                    staggered=staggered.of_block(k, cuts), **options,
                 ),
             ))  # fmt: skip
 
