@@ -257,6 +257,8 @@ def control(path: Path, *, picoseconds: float, seed: int) -> Frame:
     force_field = load(FILES["amber14"][0])
     modeller = app.Modeller(pdb.topology, pdb.positions)
     modeller.delete([a for a in modeller.topology.atoms() if a.element is app.element.hydrogen])
+    # Water of a crystal evaporates.
+    modeller.deleteWater()
     modeller.addHydrogens(force_field)
     system = force_field.createSystem(modeller.topology, record={}, constraints=app.HBonds)
     system.addForce(_born(system, modeller.topology))
