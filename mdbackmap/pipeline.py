@@ -252,6 +252,13 @@ class Backmapper:
         # OpenMM takes a while to import, and most conversions do without.
         from mdbackmap.relax.stage import Stage
 
+        atoms, _ = self._placed
+        solvent = len(atoms) - len(self.all_atoms.table if self.protonation else self.layout.atoms)
+        if options.relax and 2 * solvent > len(atoms):
+            _log.warning(
+                "%d of the %d atoms to relax are water and ions, which take as long as any others; "
+                "--solvent drop leaves them out", solvent, len(atoms),
+            )  # fmt: skip
         return Stage(
             self.layout, *self._placed, force_field=options.force_field, relax=options.relax,
             files=options.force_field_files, max_force=options.max_force, device=options.device,
