@@ -29,6 +29,7 @@ from mdbackmap.hydrogens.protonation import DEFAULT_PH, Choices, Protonation
 from mdbackmap.hydrogens.recipes import recipes_for
 from mdbackmap.hydrogens.tautomers import settle
 from mdbackmap.kept import Kept
+from mdbackmap.mapping import pdb_names
 from mdbackmap.mapping.staggered import staggered_bonds
 from mdbackmap.mapping.system import System
 from mdbackmap.models.checkpoint import Checkpoint
@@ -99,6 +100,9 @@ class Options:
         and with ``none``, which also relaxes without a force field.
     force_field_files : tuple of str or Path
         More force-field files in OpenMM's format, for ligands.
+    pdb_names : bool
+        Residues and atoms of lipids and small molecules called as in the PDB's Chemical Component
+        Dictionary, where it has the same molecule of the same stereochemistry.
     relax : bool
         Minimise every frame, restrained, until no force exceeds ``max_force`` (kJ/mol/nm).
     keep : str or Path, optional
@@ -119,6 +123,7 @@ class Options:
     protonation: Choices | None = None
     force_field: str | None = None
     force_field_files: tuple[str | Path, ...] = ()
+    pdb_names: bool = False
     relax: bool = False
     max_force: float = 500.0
     keep: str | Path | None = None
@@ -127,6 +132,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.solvent not in SOLVENT:
             raise ConfigError(f"solvent '{self.solvent}': expected {' or '.join(SOLVENT)}")
+        if self.pdb_names and self.force_field not in (None, "none"):
+            raise ConfigError(
+                f"force field '{self.force_field}' has names of its own; leave out either it or "
+                "pdb_names"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +215,7 @@ class Backmapper:
     def protonate(self, states: Protonation | None) -> None:
         """Go on with other protonation states; None: with heavy atoms only."""
         self.protonation = states
-        for name in ("all_atoms", "hydrogen_placer", "solvent_placer", "_placed", "stage"):
+        for name in ("all_atoms", "hydrogen_placer", "solvent_placer", "_placed", "stage", "atoms"):
             self.__dict__.pop(name, None)
 
     @functools.cached_property
@@ -218,10 +228,11 @@ class Backmapper:
         """What places hydrogens; made when the first frame needs it."""
         return HydrogenPlacer(recipes_for(self.layout, self.all_atoms))
 
-    @property
+    @functools.cached_property
     def atoms(self) -> AtomTable:
         """What the answer holds: all atoms, or heavy atoms only. Settled by `inspect`."""
-        return self.stage.atoms if self.stage else self._placed[0]
+        atoms = self.stage.atoms if self.stage else self._placed[0]
+        return pdb_names.renamed(atoms, self.layout) if self.options.pdb_names else atoms
 
     @functools.cached_property
     def solvent_placer(self) -> SolventPlacer:

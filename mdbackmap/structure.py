@@ -91,6 +91,15 @@ class AtomTable:
         return len(self.names)
 
 
+def tight(words: np.ndarray) -> np.ndarray:
+    """Return words in an array no wider than the longest of them.
+
+    >>> tight(np.array(["CA", "N"], dtype="U16")).dtype.str[1:]
+    'U2'
+    """
+    return words.astype(f"U{max(map(len, np.unique(words).tolist()), default=1)}")
+
+
 def split_residues(particles: Particles) -> np.ndarray:
     """Return the residue index of every particle, from 0 in file order.
 

@@ -80,6 +80,8 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
               "them; charmm36 to relax in.")  # fmt: skip
 @click.option("--force-field-file", multiple=True, type=click.Path(), help="Force field in "
               "OpenMM's format for what that one lacks, such as ligands; repeatable.")  # fmt: skip
+@click.option("--pdb-names", is_flag=True, help="Lipids and small molecules called as in the PDB's "
+              "Chemical Component Dictionary, where it has them.")  # fmt: skip
 @click.option("--relax", is_flag=True, help="Minimise every frame, restrained; OUTPUT with the "
               "ending _relax.csv says how it went.")  # fmt: skip
 @click.option("--max-force", type=click.FloatRange(0, min_open=True), default=500.0,
@@ -101,8 +103,8 @@ def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
 def convert(
     trajectory, output, topology, mapping, model, select, start, stop, step, topology_out,
     skip_unknown, chunk_size, device, threads, noise, no_hydrogens, solvent, ph, protonation, seed,
-    no_draw, no_idealise, force_field, force_field_file, relax, max_force, write_topology, keep,
-    max_memory, jobs, scheduler, resume, restart,
+    no_draw, no_idealise, force_field, force_field_file, pdb_names, relax, max_force,
+    write_topology, keep, max_memory, jobs, scheduler, resume, restart,
 ) -> None:  # fmt: skip
     """Turn a coarse-grained TRAJECTORY (or a single structure) into atoms.
 
@@ -110,6 +112,8 @@ def convert(
     """
     if scheduler and jobs > 1:
         raise click.UsageError("--jobs starts workers here, --scheduler has its own: give one")
+    if pdb_names and force_field not in (None, "none"):
+        raise click.UsageError("--force-field has names of its own, as --pdb-names: give one")
     if write_topology and force_field in (None, "none"):
         raise click.UsageError("--write-topology writes a force field: give --force-field")
     if chunk_size and max_memory:
@@ -134,8 +138,8 @@ def convert(
             chunk_size=chunk_size or CHUNK_SIZE, device=device, noise=noise,
             idealise=not no_idealise, hydrogens=not no_hydrogens, solvent=solvent, ph=ph,
             protonation=protonation, seed=seed, draw=not no_draw, force_field=force_field,
-            force_field_files=force_field_file, relax=relax, max_force=max_force, keep=keep,
-            write_topology=write_topology,
+            force_field_files=force_field_file, pdb_names=pdb_names, relax=relax,
+            max_force=max_force, keep=keep, write_topology=write_topology,
         )  # fmt: skip
     seconds = time.perf_counter() - began
     done, names, backmapper = made.outcome, made.topology, made.backmapper

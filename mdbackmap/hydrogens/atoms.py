@@ -9,7 +9,7 @@ import numpy as np
 from mdbackmap.hydrogens.protonation import Protonation
 from mdbackmap.mapping.hydrogens import hydrogen_names
 from mdbackmap.mapping.system import System
-from mdbackmap.structure import AtomTable
+from mdbackmap.structure import AtomTable, tight
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,9 @@ def _table(
     all_names = atoms.names[source].astype(np.result_type(atoms.names, names))
     elements = atoms.elements[source]
     all_names[hydrogens], elements[hydrogens] = names, "H"
-    longest = max(map(len, np.unique(all_names).tolist()), default=1)
     bonds = np.concatenate([heavy[atoms.bonds], np.stack([heavy[bearers], hydrogens], axis=1)])
     return AtomTable(
-        names=all_names.astype(f"U{longest}"), elements=elements, resnames=atoms.resnames[source],
+        names=tight(all_names), elements=elements, resnames=atoms.resnames[source],
         resids=atoms.resids[source], segids=atoms.segids[source], residue=atoms.residue[source],
         bonds=bonds,
     )  # fmt: skip

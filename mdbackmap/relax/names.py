@@ -10,7 +10,7 @@ import numpy as np
 
 from mdbackmap.relax.kinds import Kind
 from mdbackmap.relax.templates import Graph, Templates, residues_of
-from mdbackmap.structure import AtomTable
+from mdbackmap.structure import AtomTable, tight
 
 _TERMINAL = re.compile(r"[NC]([A-Z0-9]{3})")
 _RESIDUE = re.compile(r"[\w+-]{1,6}")
@@ -45,11 +45,7 @@ def renamed(
             places = kind.atoms[:, start:end]
             own[places] = _atom_names(residue, graph, base, templates)
             resnames[places] = base
-    return dataclasses.replace(atoms, names=_tight(own), resnames=_tight(resnames))
-
-
-def _tight(words: np.ndarray) -> np.ndarray:
-    return words.astype(f"U{max(map(len, np.unique(words).tolist()), default=1)}")
+    return dataclasses.replace(atoms, names=tight(own), resnames=tight(resnames))
 
 
 def _residue_name(template: str, given: str, templates: Templates) -> str:
