@@ -318,6 +318,19 @@ def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(na
         assert np.linalg.norm(system.map_positions(found) - beads, axis=1).max() < 1.0
 
 
+@pytest.mark.parametrize("name", ["POPC", "POPS", "PSM"])
+def test_heads_with_ammonium_have_conformers(name):
+    (template,) = load_templates(mappings_root() / "martini3" / "lipid" / f"{name}.yaml")
+    later = tuple(a for chain in chains_of(template) for a in chain.atoms[2:].tolist())
+    found = conformers(template, later)
+    kept = np.isfinite(found[0]).all(axis=1)
+    assert kept.sum() == template.n_atoms - len(later)
+    bonds = template.constraints.bonds
+    inside = kept[bonds].all(axis=1)
+    length = np.linalg.norm(found[:, bonds[inside, 0]] - found[:, bonds[inside, 1]], axis=2)
+    assert np.abs(length / template.constraints.bond_length[inside] - 1).max() < 0.12
+
+
 def test_chains_that_are_drawn_need_no_conformers():
     """The rest keeps its hands and bonds, and is where it would be with them."""
     template = Library.load().candidates("SAPI24")[0]

@@ -206,10 +206,15 @@ def _kind(order: float):
 
 
 def _localise(mol: Mol) -> None:
-    """Give acids one double bond and oxygens with the charge, in place of bonds shared by all."""
+    """Give acids one double bond and oxygens with the charge, in place of bonds shared by all.
+
+    And ammonium its charge, which mappings need not state.
+    """
     from rdkit.Chem import BondType
 
     for atom in mol.GetAtoms():
+        if atom.GetSymbol() == "N" and atom.GetDegree() == 4:
+            atom.SetFormalCharge(1)
         shared = [
             bond for bond in atom.GetBonds()
             if atom.GetSymbol() in ("C", "P", "S") and bond.GetBondType() == BondType.AROMATIC
