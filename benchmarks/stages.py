@@ -25,7 +25,7 @@ import click
 from mdbackmap import pipeline, predictors, tails
 from mdbackmap.cli.common import set_threads
 from mdbackmap.geometry.boxes import Unwrapper
-from mdbackmap.geometry.idealise import BlockIdealiser
+from mdbackmap.geometry.idealise import SystemIdealiser
 from mdbackmap.geometry.rings import RingGuard
 from mdbackmap.hydrogens.place import HydrogenPlacer
 from mdbackmap.io import conversion
@@ -46,7 +46,7 @@ STAGES: dict[str, list[tuple[object, str]]] = {
     "network": [(predictors, "predict_in_chunks"), (predictors, "predict_residues")],
     "placement": [(predictors, "place_atoms")],
     "lipid tails": [(Tails, "__call__")],
-    "idealisation": [(BlockIdealiser, "__call__")],
+    "idealisation": [(SystemIdealiser, "__call__")],
     "rings": [(RingGuard, "__call__")],
     "hydrogens": [(HydrogenPlacer, "__call__")],
     "water and ions": [(SolventPlacer, "__call__")],

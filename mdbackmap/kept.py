@@ -10,9 +10,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.spatial import cKDTree
-from torch import Tensor
 
 from mdbackmap.errors import StructureError, listing
 from mdbackmap.mapping.system import System
@@ -113,16 +111,16 @@ class Kept:
                 yield _Piece(here, points[here], mine[~known[mine]], near[row], homes[near[row]],
                              weights / weights.sum())  # fmt: skip
 
-    def __call__(self, positions: Tensor, beads: Tensor) -> Tensor:
+    def __call__(self, positions: np.ndarray, beads: np.ndarray) -> np.ndarray:
         """Return positions with the structure in place of what was predicted.
 
         Parameters
         ----------
-        positions : Tensor, shape=(n_atoms, 3), float32, Å
-        beads : Tensor, shape=(n_beads, 3), float32, Å
+        positions : ndarray, shape=(n_atoms, 3), float32, Å
+        beads : ndarray, shape=(n_beads, 3), float32, Å
             Molecules must be whole.
         """
-        result, given = positions.numpy().astype(np.float64), beads.numpy().astype(np.float64)
+        result, given = positions.astype(np.float64), beads.astype(np.float64)
         for piece in self._pieces:
             laid = _moved(piece.points, piece.homes, given[piece.beads], piece.weights)
             if len(piece.missing) and len(piece.atoms) >= FEWEST:
@@ -131,7 +129,7 @@ class Kept:
                     result[piece.missing], result[piece.atoms], laid, even
                 )
             result[piece.atoms] = laid
-        return torch.from_numpy(result.astype(np.float32))
+        return result.astype(np.float32)
 
 
 def _moved(

@@ -16,8 +16,8 @@ import torch
 from mdbackmap.errors import ConfigError, FrameError, ModelError, listing
 from mdbackmap.geometry.bead_bonds import as_simulated, lengths_by_kind
 from mdbackmap.geometry.boxes import Unwrapper, heights
-from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
-from mdbackmap.geometry.idealise import BlockIdealiser, Staggered
+from mdbackmap.geometry.contacts import REACH, ContactRules
+from mdbackmap.geometry.idealise import Staggered, SystemIdealiser
 from mdbackmap.geometry.rings import RingGuard
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.hydrogens import protonation
@@ -53,7 +53,7 @@ CHUNK_SIZE = 256
 FRAMES_FOR_CIS, CIS_COSINE = 5, 0.3
 """A peptide that may be cis is so where its mean cosine over so many frames exceeds this."""
 IDEALISE_MAPPED = {"hold": 0.1, "contour": 1.0}
-IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95}
+IDEALISE_SIMULATED = {"hold": 0.06, "contour": 0.95, "rounds": 3}
 """Simulated beads are where chemistry cannot follow, and say little of phi and psi; from mapped
 ones the network makes fewer outliers than crystal structures have."""
 STAGGERED = {"lipid", "molecule"}
@@ -201,7 +201,7 @@ class Backmapper:
         self.backbone = system.backbone
         self.contact_rules = ContactRules(system.constraints, system.atoms.elements)
         self._trust(self.options.noise, simulated=True)
-        self._foretold: tuple[np.ndarray, np.ndarray | None, torch.Tensor] | None = None
+        self._foretold: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None
         self._undecided = (
             protonation.decide(system, self.options.ph, self.options.protonation)
             if self.options.hydrogens else None
@@ -276,10 +276,10 @@ class Backmapper:
         )  # fmt: skip
 
     @functools.cached_property
-    def idealiser(self) -> BlockIdealiser:
+    def idealiser(self) -> SystemIdealiser:
         """What puts local geometry right; made when the first frame needs it."""
         system = self.system
-        return BlockIdealiser(
+        return SystemIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
             self.backbone, staggered=self._staggered, **self._idealising,
         )  # fmt: skip
@@ -433,7 +433,7 @@ class Backmapper:
                 atoms = self._predict(whole, box)
                 # The first frame is what is asked for next, as a rule.
                 self._foretold = self._foretold or (whole, box, atoms)
-                omega = torsions(atoms.numpy(), backbone.omegas[asked], None)
+                omega = torsions(atoms, backbone.omegas[asked], None)
                 cosines.append(np.cos(np.radians(omega)))
         cis = np.zeros(len(backbone.cis), dtype=bool)
         cis[asked] = np.mean(cosines, axis=0) > CIS_COSINE
@@ -446,9 +446,9 @@ class Backmapper:
         """Decide once which tautomers there are, from the hydrogen bonds of one frame."""
         if not self.protonation.open or not frames:
             return
-        first = [_Asked(0, 0, self.unwrap(frames[0], boxes[0]), boxes[0], frames[0][:0])]
+        first = _Asked(0, 0, self.unwrap(frames[0], boxes[0]), boxes[0], frames[0][:0])
         with shared(), torch.inference_mode():
-            heavy, *_ = self._idealised(self._predicted(*first)[None], first)
+            (heavy,) = self._idealised([self._predicted(first)], [first])
         near = Nearby(*close_pairs(heavy, boxes[0], HYDROGEN_REACH))
         self.protonate(settle(self.layout, self.protonation, heavy, near))
 
@@ -564,11 +564,9 @@ class Backmapper:
                 asked.append(_Asked(k, frame, self.unwrap(points, box), box, solvent))
             except FrameError as error:
                 answers[k] = error
-        if not asked:
-            return answers
         with shared(), torch.inference_mode():
-            predicted = torch.stack(spread(self._predicted, asked))
-            sound = torch.isfinite(predicted).all(2).all(1).tolist()
+            predicted = spread(self._predicted, asked)
+            sound = [bool(np.isfinite(positions).all()) for positions in predicted]
             for one in itertools.compress(asked, (not good for good in sound)):
                 answers[one.place] = FrameError(
                     f"frame {one.frame}: the prediction is not a number; please report this"
@@ -576,10 +574,9 @@ class Backmapper:
             asked = list(itertools.compress(asked, sound))
             if not asked:
                 return answers
-            heavy = self._idealised(predicted[sound], asked)
-            atoms = self._with_hydrogens(heavy, asked)
-            both = list(zip(asked, atoms, strict=True))
-            atoms = spread(lambda given: self._with_solvent(*given), both)
+            heavy = self._idealised(list(itertools.compress(predicted, sound)), asked)
+            both = list(zip(heavy, asked, strict=True))
+            atoms = spread(lambda given: self._completed(*given), both)
         for one, found in zip(asked, atoms, strict=True):
             try:
                 answers[one.place] = (
@@ -589,7 +586,7 @@ class Backmapper:
                 answers[one.place] = error
         return answers
 
-    def _predicted(self, one: _Asked) -> torch.Tensor:
+    def _predicted(self, one: _Asked) -> np.ndarray:
         """Heavy atoms before their geometry is put right, shape (n_atoms, 3), Å."""
         known = self._foretold
         if known and np.array_equal(known[0], one.beads) and np.array_equal(known[1], one.box):
@@ -597,44 +594,34 @@ class Backmapper:
         else:
             self._foretold = None
             positions = self._predict(one.beads, one.box)
-        beads = torch.from_numpy(one.beads)
         if self.options.draw:
-            positions = self.tails(positions, beads, one.box)
-        return self.kept(positions, beads) if self.kept else positions
+            positions = self.tails(positions, one.beads, one.box)
+        return self.kept(positions, one.beads) if self.kept else positions
 
-    def _idealised(self, positions: torch.Tensor, asked: Sequence[_Asked]) -> np.ndarray:
-        """Put local geometry right, where that is asked for; shape (n_frames, n_atoms, 3), Å."""
+    def _idealised(
+        self, positions: Sequence[np.ndarray], asked: Sequence[_Asked]
+    ) -> Sequence[np.ndarray]:
+        """Put local geometry right, where that is asked for; of each frame, shape (n_atoms, 3)."""
         if not self.options.idealise:
-            return positions.numpy()
-        rows = range(len(asked))
+            return positions
+        rules, rows = self.contact_rules, range(len(asked))
         contacts = spread(
-            lambda k: self.contact_rules(*close_pairs(positions[k].numpy(), asked[k].box, REACH)),
-            rows,
+            lambda k: rules(*close_pairs(positions[k], asked[k].box, REACH, rules.bonded)), rows
         )
-        beads = torch.from_numpy(np.concatenate([one.beads for one in asked]))
-        better = self.idealiser(
-            positions.flatten(0, 1), beads, Contacts.of_frames(contacts, self.system.n_atoms)
-        ).view_as(positions)
-        return np.stack(spread(lambda k: self._out_of_rings(better[k].numpy(), asked[k]), rows))
+        better = self.idealiser(np.stack(positions), np.stack([o.beads for o in asked]), contacts)
+        return spread(lambda k: self._out_of_rings(better[k], asked[k]), rows)
 
-    def _with_hydrogens(self, heavy: np.ndarray, asked: Sequence[_Asked]) -> list[np.ndarray]:
-        """Add hydrogens where they are asked for."""
-        if not self.protonation:
-            return list(heavy)
-        near = spread(lambda k: Nearby(*close_pairs(heavy[k], asked[k].box, HYDROGEN_REACH)),
-                      range(len(asked)))  # fmt: skip
-        place = self.hydrogen_placer.repeated(len(asked))
-        hydrogens = place(heavy.reshape(-1, 3), Nearby.of_frames(near, heavy.shape[1]))
-        return [
-            self.all_atoms.join(one, own)
-            for one, own in zip(heavy, hydrogens.reshape(len(asked), -1, 3), strict=True)
-        ]
-
-    def _with_solvent(self, one: _Asked, atoms: np.ndarray) -> np.ndarray:
-        """Add water and ions where there are any."""
-        if not len(one.solvent):
-            return atoms
-        return np.concatenate([atoms, self.solvent_placer(one.solvent, atoms, one.box)])
+    def _completed(self, heavy: np.ndarray, one: _Asked) -> np.ndarray:
+        """Add hydrogens, water and ions, where they are asked for."""
+        atoms = heavy
+        if self.protonation:
+            place = self.hydrogen_placer
+            near = Nearby(*close_pairs(heavy, one.box, HYDROGEN_REACH, place.recipes.bonded))
+            atoms = self.all_atoms.join(heavy, place(heavy, near))
+        if len(one.solvent):
+            solvent = self.solvent_placer(one.solvent, atoms, one.box)
+            atoms = np.concatenate([atoms, solvent])
+        return atoms
 
     def _out_of_rings(self, positions: np.ndarray, one: _Asked) -> np.ndarray:
         """Take bonds out of rings, and say which could not be."""
@@ -651,11 +638,11 @@ class Backmapper:
             )
         return freed.positions
 
-    def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> torch.Tensor:
-        """Positions as the network gives them, on the CPU, shape (n_atoms, 3), Å."""
+    def _predict(self, beads: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+        """Positions as the models give them, shape (n_atoms, 3), Å."""
         if len(self._parts) == 1:
-            return self._parts[0][0](beads, box, self.noise)
-        return place_parts(self._parts, beads, box, self.noise, self.system.n_atoms)
+            return self._parts[0][0](beads, box, self.noise).numpy()
+        return place_parts(self._parts, beads, box, self.noise, self.system.n_atoms).numpy()
 
     def _check(self, beads: np.ndarray, box: np.ndarray | None, frame: int) -> None:
         n = len(self.layout.file_beads)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mdbackmap.geometry.rings import near
 from mdbackmap.geometry.rotamers import PARTICLES, Block, ChainSampler
@@ -48,34 +46,35 @@ class Tails:
         n_chains = 0
         first_atom = np.searchsorted(system.atoms.residue, np.arange(len(system.residue_template)))
         first_bead = np.searchsorted(system.bead_residue, np.arange(len(system.residue_template)))
-        self._kinds: list[tuple[ChainSampler, Tensor, Tensor, Tensor, Tensor]] = []
+        self._kinds: list[tuple[ChainSampler, *tuple[np.ndarray, ...]]] = []
         for number, template in enumerate(system.templates):
             here = np.flatnonzero(system.residue_template == number)
             for chain in chains_of(template):
                 atoms, anchors = (
-                    torch.from_numpy(first_atom[here, None] + own)
-                    for own in (chain.atoms, chain.anchors)
+                    first_atom[here, None] + own for own in (chain.atoms, chain.anchors)
                 )
-                beads = torch.from_numpy(first_bead[here, None] + chain.beads)
-                numbers = torch.from_numpy(dice.random((DRAWS, *beads.shape), dtype=np.float32))
+                beads = first_bead[here, None] + chain.beads
+                numbers = dice.random((DRAWS, *beads.shape), dtype=np.float32)
                 sampler = _sampler(template, chain, noise)
-                self._owner[atoms.numpy()] = n_chains + np.arange(len(here))[:, None]
+                self._owner[atoms] = n_chains + np.arange(len(here))[:, None]
                 n_chains += len(here)
                 self._kinds.append((sampler, anchors, atoms, beads, numbers))
 
-    def __call__(self, positions: Tensor, beads: Tensor, box: np.ndarray | None) -> Tensor:
+    def __call__(
+        self, positions: np.ndarray, beads: np.ndarray, box: np.ndarray | None
+    ) -> np.ndarray:
         """Return positions in which the chains are drawn anew.
 
         Parameters
         ----------
-        positions : Tensor, shape=(n_atoms, 3), float32, Å
+        positions : ndarray, shape=(n_atoms, 3), float32, Å
             Molecules must be whole.
-        beads : Tensor, shape=(n_beads, 3), float32, Å
+        beads : ndarray, shape=(n_beads, 3), float32, Å
         box : ndarray, shape=(3, 3), Å, or None
         """
         if not self._kinds:
             return positions
-        positions = positions.clone()
+        positions = positions.copy()
         wanted = None
         for draw in range(DRAWS):
             first = 0
@@ -87,26 +86,26 @@ class Tails:
                 positions[atoms[mine]] = sampler(
                     positions[anchors[mine]], beads[own[mine]], dice[draw, mine]
                 )
-            wanted = self._crossed(positions.numpy(), box, wanted, first)
+            wanted = self._crossed(positions, box, wanted, first)
             if not wanted.any():
                 break
         return positions
 
     def _crossed(
-        self, positions: np.ndarray, box: np.ndarray | None, drawn: Tensor | None, n_chains: int
-    ) -> Tensor:
+        self, positions: np.ndarray, box: np.ndarray | None, drawn: np.ndarray | None, n_chains: int
+    ) -> np.ndarray:
         """Chains that run into another molecule, shape (n_chains,), bool; one of every two."""
         if drawn is None:
             first, second, _ = close_pairs(positions, box, CROSSED)
         else:
-            moved = np.flatnonzero(np.append(drawn.numpy(), False)[self._owner])
+            moved = np.flatnonzero(np.append(drawn, False)[self._owner])
             one, other, _ = near(positions[moved], positions, box, CROSSED)
             first, second = np.sort(np.stack([moved[one], other]), axis=0)
         apart = self._residue[first] != self._residue[second]
         one, other = self._owner[first[apart]], self._owner[second[apart]]
         crossed = np.zeros(n_chains + 1, dtype=bool)
         crossed[np.where(other < 0, one, other)] = True
-        return torch.from_numpy(crossed[:-1])
+        return crossed[:-1]
 
 
 def _sampler(template: Template, chain: Chain, noise: float) -> ChainSampler:

@@ -38,7 +38,7 @@ def shared() -> Iterator[None]:
 def spread(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Return ``work(item)`` of all items, which threads share where `shared` says so."""
     threads = min(_threads.get(), len(items))
-    if threads == 1:
+    if threads <= 1:
         return [work(item) for item in items]
     mode = torch.is_inference_mode_enabled()
 

@@ -189,6 +189,12 @@ def crowd(library: Library) -> tuple[System, np.ndarray]:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def lipids(library: Library) -> tuple[System, np.ndarray]:
+    """Nineteen of a kind in a row, so near that they touch."""
+    return _atomistic(library, *((LIPID, (5.0 * k, 0, 0)) for k in range(19)))
+
+
 def _atomistic(
     library: Library, *pieces: tuple[Path, tuple[float, float, float]]
 ) -> tuple[System, np.ndarray]:

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from mdbackmap.geometry import rotamers
 from mdbackmap.geometry.rotamers import Block, ChainSampler, conformers, frames, state_of
 from mdbackmap.graph.neighbours import close_pairs
@@ -12,6 +11,7 @@ from mdbackmap.mapping.chains import chains_of, kind_of
 from mdbackmap.mapping.library import Library
 from mdbackmap.pipeline import Backmapper, Options
 from mdbackmap.validation import measures
+from scipy.spatial.transform import Rotation
 
 
 @pytest.fixture(scope="module")
@@ -72,46 +72,47 @@ def palmitoyl(templates):
 def drawn_beads(blocks, sampler, n=200, seed=0):
     """Chains grown freely, their anchors and their beads."""
     dice = np.random.default_rng(seed)
-    anchors = torch.from_numpy(dice.normal(size=(n, 3, 3)).astype(np.float32)) + torch.tensor(
-        [[[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [2.0, 1.4, 0.0]]]
-    )
+    anchors = dice.normal(size=(n, 3, 3))
+    anchors += np.array([[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [2.0, 1.4, 0.0]])
     turn, shift = frames(anchors)
     atoms, beads = [], []
     for block in blocks:
         pool = conformers(block, 256)
-        pick = torch.from_numpy(dice.integers(0, 256, n))
+        pick = dice.integers(0, 256, n)
         new = pool.atoms[pick] @ turn.mT + shift[:, None]
         atoms.append(new)
-        beads.append(torch.einsum("k,nkd->nd", torch.tensor(block.weights).float(), new))
+        beads.append(np.einsum("k,nkd->nd", block.weights, new))
         shift = shift + (turn @ pool.shift[pick][..., None])[..., 0]
         turn = turn @ pool.turn[pick]
-    return anchors, torch.cat(atoms, 1), torch.stack(beads, 1)
+    return anchors, np.concatenate(atoms, 1), np.stack(beads, 1)
+
+
+def dice_for(beads, seed):
+    return np.random.default_rng(seed).random(beads.shape[:2])
 
 
 def test_beads_of_drawn_chains_are_where_they_should_be(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, truth, beads = drawn_beads(blocks, sampler)
-    dice = torch.rand(len(beads), len(blocks), generator=torch.Generator().manual_seed(1))
-    atoms = sampler(anchors, beads, dice)
-    weights = sampler._flexer.weights
-    off = (torch.einsum("bk,nkd->nbd", weights, atoms) - beads).norm(dim=-1)
-    assert off.median() < 0.05
-    assert (off > 0.5).float().mean() < 0.02
-    bonds = torch.cat([anchors[:, 2:], atoms], 1).diff(dim=1).norm(dim=-1)
-    assert (bonds - torch.from_numpy(np.concatenate([b.length for b in blocks]))).abs().max() < 1e-3
+    atoms = sampler(anchors, beads, dice_for(beads, 1))
+    off = np.linalg.norm(np.einsum("bk,nkd->nbd", sampler.flex.weights, atoms) - beads, axis=-1)
+    assert np.median(off) < 0.05
+    assert (off > 0.5).mean() < 0.02
+    bonds = np.linalg.norm(np.diff(np.concatenate([anchors[:, 2:], atoms], 1), axis=1), axis=-1)
+    assert np.abs(bonds - np.concatenate([b.length for b in blocks])).max() < 1e-3
     # One draw from what fits lies nearer to the truth than chance, and is not the truth.
-    error = (atoms - truth).square().sum(-1).mean().sqrt()
+    error = np.sqrt(((atoms - truth) ** 2).sum(-1).mean())
     assert 0.4 < error < 1.2
 
 
 def test_rotamers_are_as_frequent_as_in_the_table(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, truth, beads = drawn_beads(blocks, sampler, n=600)
-    atoms = sampler(anchors, beads, torch.rand(600, len(blocks)))
+    atoms = sampler(anchors, beads, dice_for(beads, 5))
     shares = []
     for points in (truth, atoms):
         rows = np.arange(11)[:, None] + np.arange(4)
-        flat = points.reshape(-1, 3).double().numpy()
+        flat = points.reshape(-1, 3).astype(np.float64)
         index = (np.arange(600)[:, None, None] * points.shape[1] + rows).reshape(-1, 4)
         torsion = np.radians(measures.torsions(flat, index, None)).reshape(600, -1)
         shares.append((state_of(torsion) != 1).mean(0))
@@ -122,29 +123,27 @@ def test_rotamers_are_as_frequent_as_in_the_table(palmitoyl):
 def test_the_draw_turns_with_the_beads(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, _, beads = drawn_beads(blocks, sampler)
-    dice = torch.rand(len(beads), len(blocks), generator=torch.Generator().manual_seed(2))
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(3)))[0]
-    turn = turn * torch.linalg.det(turn)
-    shift = torch.tensor([10.0, -3.0, 5.0])
+    dice = dice_for(beads, 2)
+    turn, shift = Rotation.random(None, 3).as_matrix(), np.array([10.0, -3.0, 5.0])
     straight = sampler(anchors, beads, dice) @ turn.T + shift
     turned = sampler(anchors @ turn.T + shift, beads @ turn.T + shift, dice)
     # Rounding may tip a draw to the next conformer.
-    same = (straight - turned).abs().amax((1, 2)) < 0.02
-    assert same.float().mean() > 0.97
+    same = np.abs(straight - turned).max((1, 2)) < 0.02
+    assert same.mean() > 0.97
 
 
 def test_molecules_are_drawn_one_by_one(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, _, beads = drawn_beads(blocks, sampler)
-    dice = torch.rand(len(beads), len(blocks), generator=torch.Generator().manual_seed(2))
+    dice = dice_for(beads, 2)
     together, alone = sampler(anchors, beads, dice), sampler(anchors[7:8], beads[7:8], dice[7:8])
-    assert (together[7:8] - alone).abs().max() < 1e-3
+    assert np.array_equal(together[7:8], alone)
 
 
 def test_pentane_is_not_pinched(palmitoyl):
     pool = conformers(palmitoyl[0][1], 4096)
-    before = torch.tensor([[-2.0, 1.4, 0.0], [-1.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    points = torch.cat([before.expand(4096, 3, 3), pool.atoms], 1).double().numpy()
+    before = np.array([[-2.0, 1.4, 0.0], [-1.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    points = np.concatenate([np.broadcast_to(before, (4096, 3, 3)), pool.atoms], 1)
     rows = np.arange(points.shape[1] - 3)[:, None] + np.arange(4)
     index = (np.arange(4096)[:, None, None] * points.shape[1] + rows).reshape(-1, 4)
     torsion = measures.torsions(points.reshape(-1, 3), index, None)

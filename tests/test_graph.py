@@ -212,13 +212,13 @@ def test_a_hundred_thousand_beads_take_seconds():
 
 @pytest.mark.parametrize("name", ["none", "orthorhombic", "octahedron"])
 @pytest.mark.parametrize("slab", [7, 60, 299])
-def test_slabs_find_what_one_tree_finds(monkeypatch, name, slab):
+def test_pieces_find_what_one_search_finds(monkeypatch, name, slab):
     box = box_of(name)
     points = np.random.default_rng(3).uniform(0, 20, (600, 3))
     # Many at one height, where slabs meet.
     points[::3, 1] = 10.0
     expected = close_pairs(points, box, 4.0)
-    monkeypatch.setattr(neighbours, "SLAB", slab)
+    monkeypatch.setattr(neighbours, "PIECE", slab)
     found = close_pairs(points, box, 4.0)
     assert len(found[0]) == len(expected[0]) > 1000
     assert (found[0] < found[1]).all()

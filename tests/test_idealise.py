@@ -6,11 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from mdbackmap.geometry import idealise, ramachandran
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import REACH, ContactRules, Contacts
-from mdbackmap.geometry.idealise import BlockIdealiser, Idealiser, Pairs, Staggered
+from mdbackmap.geometry.idealise import (
+    Idealiser,
+    Staggered,
+    SystemIdealiser,
+    kept_apart,
+)
+from mdbackmap.geometry.sweeps import LANES, Apart
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.staggered import staggered_bonds
 from mdbackmap.mapping.system import System
@@ -24,13 +29,15 @@ def parts(system: System) -> tuple:
             system.backbone)  # fmt: skip
 
 
-def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
-    return [torch.from_numpy(a.astype(np.float32)) for a in arrays]
+def mend_all(system: System, positions: np.ndarray, beads: np.ndarray, **options) -> np.ndarray:
+    """The same, molecule by molecule."""
+    (result,) = SystemIdealiser(*parts(system), **options)(positions[None], beads[None])
+    return result.astype(np.float64)
 
 
 def mend(system: System, positions: np.ndarray, beads: np.ndarray, **options) -> np.ndarray:
     mender = Idealiser(*parts(system), **options)
-    return mender(*tensors(positions, beads)).numpy().astype(np.float64)
+    return mender(positions, beads).astype(np.float64)
 
 
 def faults(system: System, positions: np.ndarray) -> dict[str, int]:
@@ -169,7 +176,7 @@ def test_peptides_settled_to_be_cis_become_cis_whatever_is_predicted(peptide, st
             system.backbone, cis=which & cis, may_be_cis=np.zeros_like(which)
         )
         mender = Idealiser(*parts(system)[:-1], settled)
-        omega = measures.torsions(mender(*tensors(spoilt, beads)).numpy(), system.omegas)
+        omega = measures.torsions(mender(spoilt, beads), system.omegas)
         assert abs(omega[5]) == pytest.approx(0.0 if cis else 180.0, abs=30)
         assert np.abs(omega[~which]).min() > 150
 
@@ -252,7 +259,7 @@ def test_backbone_angles_that_proteins_have_are_not_touched(crowd):
     without = dataclasses.replace(
         system.backbone, phi_psi=system.backbone.phi_psi[:0], kind=system.backbone.kind[:0]
     )
-    free = Idealiser(*parts(system)[:-1], without)(*tensors(positions, beads)).numpy()
+    free = Idealiser(*parts(system)[:-1], without)(positions, beads)
     assert mend(system, positions, beads, contour=WITHIN) == pytest.approx(free, abs=1e-4)
     # The trouble of one chain is none of another's.
     spoilt = with_bad(system, positions, 1, "phi", 90)
@@ -305,14 +312,27 @@ def test_idealising_turns_and_moves_with_its_input(peptide):
 
 def test_idealising_is_deterministic_and_leaves_its_input_alone(peptide):
     system, positions = peptide
-    start = torch.from_numpy(positions.astype(np.float32)) + 0.1
-    copy, beads = start.clone(), torch.from_numpy(system.map_positions(positions)).float()
+    start = positions.astype(np.float32) + 0.1
+    copy, beads = start.copy(), system.map_positions(positions)
     mender = Idealiser(*parts(system))
-    results = [mender(start.requires_grad_(), beads) for _ in range(3)]
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    assert torch.equal(start, copy)
-    assert not results[0].requires_grad
+    results = [mender(start, beads) for _ in range(3)]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    assert np.array_equal(start, copy)
+
+
+def test_many_molecules_come_out_as_each_would_alone(lipid):
+    system, positions = lipid
+    rng, many = np.random.default_rng(6), LANES + 3
+    noisy = positions + rng.normal(0, 0.4, (many, *positions.shape))
+    # Some need more rounds than others.
+    noisy[4] *= [-1, 1, 1]
+    beads = np.stack([system.map_positions(one) for one in noisy])
+    mender = Idealiser(*parts(system))
+    together = mender(noisy, beads)
+    assert together.shape == noisy.shape
+    for one, points, targets in zip(together, noisy, beads, strict=True):
+        assert np.array_equal(one, mender(points, targets))
 
 
 @pytest.mark.parametrize("place", ["one point", "far away"])
@@ -326,12 +346,12 @@ def test_no_constraints_at_all_only_keep_the_beads():
     none = Constraints.none()
     members = np.array([[0, 0], [0, 1], [1, 2]])
     mender = Idealiser(none, 3, members, np.array([0.5, 0.5, 1.0]), 2, Backbone.none())
-    beads = torch.tensor([[0.0, 0, 0], [5, 0, 0]])
-    start = torch.tensor([[1.0, 0, 0], [2, 0, 0], [5, 1, 0]])
+    beads = np.array([[0.0, 0, 0], [5, 0, 0]])
+    start = np.array([[1.0, 0, 0], [2, 0, 0], [5, 1, 0]])
     result = mender(start, beads)
     assert result[0] - result[1] == pytest.approx(start[0] - start[1], abs=1e-5)
-    assert (result[:2].mean(0) - beads[0]).norm() < 0.2
-    assert (result[2] - beads[1]).norm() < 0.2
+    assert np.linalg.norm(result[:2].mean(0) - beads[0]) < 0.2
+    assert np.linalg.norm(result[2] - beads[1]) < 0.2
 
 
 def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
@@ -340,8 +360,8 @@ def test_a_molecule_without_angles_or_torsions_gets_its_bond_length():
         bond_order=np.ones(1),
     )  # fmt: skip
     mender = Idealiser(pair, 2, np.array([[0, 0], [0, 1]]), np.full(2, 0.5), 1, Backbone.none())
-    result = mender(torch.tensor([[0.0, 0, 0], [2.5, 0, 0]]), torch.tensor([[1.25, 0, 0]]))
-    assert (result[1] - result[0]).norm() == pytest.approx(1.5, abs=1e-3)
+    result = mender(np.array([[0.0, 0, 0], [2.5, 0, 0]]), np.array([[1.25, 0, 0]]))
+    assert np.linalg.norm(result[1] - result[0]) == pytest.approx(1.5, abs=1e-3)
     assert result.mean(0) == pytest.approx([1.25, 0, 0], abs=1e-3)
 
 
@@ -386,9 +406,8 @@ def test_sides_are_drawn_evenly_and_again_by_the_same_seed(membrane_system):
     assert abs(drawn.mean()) < 4 / np.sqrt(len(drawn))
 
 
-@pytest.mark.parametrize("block", [None, 1])
 @pytest.mark.parametrize("eclipsed", [128, 232])
-def test_eclipsed_carbons_are_staggered(lipid, block, eclipsed):
+def test_eclipsed_carbons_are_staggered(lipid, eclipsed):
     system, positions = lipid
     torsions = staggered_bonds(system, {"lipid"}, 0).torsions
     staggered = Staggered(torsions, np.zeros(len(torsions)))
@@ -399,18 +418,13 @@ def test_eclipsed_carbons_are_staggered(lipid, block, eclipsed):
     assert angles_of(spoilt, torsions[head]) == pytest.approx(eclipsed, abs=1)
     beads = system.map_positions(spoilt)
     left = mend(system, spoilt, beads)
-    make = BlockIdealiser if block else Idealiser
-    work = make(*parts(system), staggered=staggered, **({"block": block} if block else {}))
-    result = work(*tensors(spoilt, beads)).numpy().astype(np.float64)
+    result = mend(system, spoilt, beads, staggered=staggered)
+    assert np.array_equal(mend_all(system, spoilt, beads, staggered=staggered), result)
     off, before = (np.abs(angles_of(x, torsions) % 120 - 60) for x in (result, left))
     assert off[head] < before[head] - 20
     assert off.max() < before.max()
     assert not faults(system, result)
     assert rms(system.map_positions(result), beads) < 0.35
-    # Copies come out as each would alone.
-    both = work(*tensors(np.concatenate([spoilt, positions]),
-                         np.concatenate([beads, system.map_positions(positions)])))  # fmt: skip
-    assert both[: len(spoilt)].numpy() == pytest.approx(result, abs=1e-4)
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
@@ -422,10 +436,15 @@ def test_an_anti_head_goes_to_the_side_that_was_drawn(lipid, side):
     anti = turned(system, positions, names.index("C11"), names.index("C12"), turn)
     assert np.cos(np.radians(angles_of(anti, torsion)[0])) < -0.99
     work = Idealiser(*parts(system), staggered=Staggered(torsion, np.array([side])))
-    result = work(*tensors(anti, system.map_positions(anti))).numpy().astype(np.float64)
+    result = work(anti, system.map_positions(anti))
     assert abs(angles_of(result, torsion)[0] - side * 60 % 360) < 50
+    # Each of many molecules has a side of its own.
+    other = work(np.stack([anti] * 2), np.stack([system.map_positions(anti)] * 2),
+                 gauche=np.array([[-side], [side]]))  # fmt: skip
+    assert abs(angles_of(other[0], torsion)[0] + side * 60 - 360 * (side > 0)) < 50
+    assert np.array_equal(other[1], result)
     free = Idealiser(*parts(system), staggered=Staggered(torsion, np.zeros(1)))
-    kept = free(*tensors(anti, system.map_positions(anti))).numpy().astype(np.float64)
+    kept = free(anti, system.map_positions(anti))
     assert abs(angles_of(kept, torsion)[0] - 180) < 15
 
 
@@ -438,31 +457,30 @@ def loose(n: int) -> Idealiser:
     return Idealiser(Constraints.none(), n, members, np.ones(n), n, Backbone.none(), hold=0.0)
 
 
-def pair(first: int, second: int, nearest: float) -> Pairs:
-    return Pairs(torch.tensor([first]), torch.tensor([second]), torch.tensor([nearest]),
-                 torch.tensor([torch.inf]))  # fmt: skip
+def pair(first: int, second: int, nearest: float, still=None, n: int = 9) -> Apart:
+    return kept_apart(LANES, np.array([[first, second]]), np.array([nearest]), still, n)
 
 
 def test_atoms_too_close_are_pushed_apart_and_others_left():
-    start = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0, 5]])
+    start = np.array([[0.0, 0, 0], [1, 0, 0], [0, 0, 5]])
     result = loose(3)(start, start, pair(0, 1, 2.9))
-    assert (result[1] - result[0]).norm() == pytest.approx(2.9, abs=1e-3)
+    assert np.linalg.norm(result[1] - result[0]) == pytest.approx(2.9, abs=1e-3)
     assert result[:2].mean(0) == pytest.approx(start[:2].mean(0), abs=1e-4)
-    assert torch.equal(result[2], start[2])
-    far = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 0, 5]])
-    assert torch.equal(loose(3)(far, far, pair(0, 1, 2.9)), far)
+    assert np.array_equal(result[2], start[2])
+    far = np.array([[0.0, 0, 0], [3, 0, 0], [0, 0, 5]])
+    assert np.array_equal(loose(3)(far, far, pair(0, 1, 2.9)), far)
 
 
 def test_points_that_stand_still_push_and_are_not_part_of_the_answer():
-    start = torch.tensor([[0.0, 0, 0], [9, 0, 0]])
-    still = torch.tensor([[0.0, 1, 0], [9, 0, 4]])
-    result = loose(2)(start, start, pair(0, 2, 2.6), still)
+    start = np.array([[0.0, 0, 0], [9, 0, 0]])
+    still = np.array([[0.0, 1, 0], [9, 0, 4]])
+    result = loose(2)(start, start, pair(0, 2, 2.6, still, 2))
     assert result.shape == (2, 3)
     # Momentum may carry it a little further than it must go.
     assert result[0, [0, 2]].tolist() == [0, 0]
     assert 2.6 - 1e-3 < 1 - result[0, 1] < 2.9
-    assert torch.equal(result[1], start[1])
-    assert torch.equal(still, torch.tensor([[0.0, 1, 0], [9, 0, 4]]))
+    assert np.array_equal(result[1], start[1])
+    assert np.array_equal(still, np.array([[0.0, 1, 0], [9, 0, 4]]))
 
 
 def contacts(system: System, positions: np.ndarray, box: np.ndarray | None = None) -> Contacts:
@@ -470,11 +488,11 @@ def contacts(system: System, positions: np.ndarray, box: np.ndarray | None = Non
     return rules(*close_pairs(positions, box, REACH))
 
 
-def blocks(system: System, block: int, positions: np.ndarray, box=None, **more) -> np.ndarray:
-    """Idealise in blocks, with the contacts of the given positions."""
-    work = BlockIdealiser(*parts(system), block=block, **more)
-    arrays = tensors(positions, system.map_positions(positions))
-    return work(*arrays, contacts(system, positions, box)).numpy().astype(np.float64)
+def mend_apart(system: System, positions: np.ndarray, box=None, **options) -> np.ndarray:
+    """Idealise molecule by molecule, with the contacts of the given positions."""
+    work = SystemIdealiser(*parts(system), **options)
+    beads, near = system.map_positions(positions), contacts(system, positions, box)
+    return work(positions[None], beads[None], [near])[0].astype(np.float64)
 
 
 def closest(system: System, positions: np.ndarray, box: np.ndarray | None = None) -> float:
@@ -497,97 +515,110 @@ def overlapping(crowd, image: tuple[int, int, int] = (0, 0, 0)) -> tuple[System,
 
 
 @pytest.mark.parametrize("image", [(0, 0, 0), (1, 0, 0), (-1, 1, 2)])
-@pytest.mark.parametrize("block", [1, 1000])
-def test_molecules_that_overlap_are_pushed_apart_and_stay_sound(crowd, block, image):
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_molecules_that_overlap_are_pushed_apart_and_stay_sound(crowd, rounds, image):
     system, positions = overlapping(crowd, image)
     assert closest(system, positions, BOX) < 1.2
-    result = blocks(system, block, positions, BOX)
+    result = mend_apart(system, positions, BOX, rounds=rounds)
     assert closest(system, result, BOX) > 2.4
     assert set(faults(system, result)) <= {"angles"}
     assert np.linalg.norm(result - positions, axis=1).max() < 2.5
     # Nobody told: nothing is done about it.
-    alone = BlockIdealiser(*parts(system), block=block)
-    arrays = tensors(positions, system.map_positions(positions))
-    assert closest(system, alone(*arrays).numpy(), BOX) < 1.5
+    alone = mend_all(system, positions, system.map_positions(positions))
+    assert closest(system, alone, BOX) < 1.5
 
 
 def test_a_molecule_is_pushed_by_an_image_of_itself(lipid):
     system, positions = lipid
     box = np.diag([8.0, 90, 90])
     assert closest(system, positions, box) < 2.4
-    result = blocks(system, 1000, positions, box)
+    result = mend_apart(system, positions, box)
     assert closest(system, result, box) > closest(system, positions, box) + 0.2
     assert "bonds" not in faults(system, result)
 
 
-def test_it_is_all_one_whether_the_next_block_or_an_image_is_in_the_way(crowd):
+def test_it_is_all_one_whether_the_next_molecule_or_an_image_is_in_the_way(crowd):
     system, positions = overlapping(crowd)
-    beside = blocks(system, 1, positions)
+    beside = mend_apart(system, positions)
     _, far = overlapping(crowd, (1, -1, 1))
     shift = far - positions
     assert np.abs(shift).max() > 100
-    for block in (1, 1000):
-        assert blocks(system, block, far, BOX) - shift == pytest.approx(beside, abs=2e-3)
+    assert mend_apart(system, far, BOX) - shift == pytest.approx(beside, abs=2e-3)
 
 
-# Blocks
+# Molecules of a system
 
 
-@pytest.mark.parametrize("block", [1, 60, 100, 150, 240])
 @pytest.mark.parametrize("near", [True, False])
-def test_blocks_of_any_size_give_the_same_answer(crowd, block, near):
+def test_molecules_of_a_system_come_out_as_if_it_were_one(crowd, near):
     system, positions = crowd
     noisy = positions + np.random.default_rng(2).normal(0, 0.3, positions.shape)
-    work = BlockIdealiser(*parts(system), block=block)
-    assert len(work.blocks) > 1
-    arrays = tensors(noisy, system.map_positions(positions))
-    given = contacts(system, noisy) if near else None
+    beads, given = system.map_positions(positions), contacts(system, noisy)
+    ends = np.stack([given.first, given.second], axis=1)
     whole = Idealiser(*parts(system))(
-        *arrays, given and Pairs(*map(torch.from_numpy, (given.first, given.second, given.nearest)),
-                                 torch.full((len(given.first),), torch.inf))
-    )  # fmt: skip
-    assert work(*arrays, given).numpy() == pytest.approx(whole.numpy(), abs=1e-4)
-    one = BlockIdealiser(*parts(system))
-    assert len(one.blocks) == 1
-    assert torch.equal(one(*arrays, given), whole)
+        noisy, beads, kept_apart(LANES, ends, given.nearest, None, system.n_atoms) if near else None
+    )
+    work = SystemIdealiser(*parts(system))
+    assert len(work.kinds) > 1
+    (result,) = work(noisy[None], beads[None], [given] if near else [])
+    assert result == pytest.approx(whole, abs=1e-4)
 
 
-def test_a_block_that_needs_more_rounds_leaves_the_others_as_they_are(crowd):
+@pytest.mark.parametrize("piece", [1, 2, 100])
+@pytest.mark.parametrize("many", [0, 1000])
+def test_threads_may_share_the_work_in_any_way(lipids, piece, many, monkeypatch):
+    monkeypatch.setattr(idealise, "MANY", many)
+    system, positions = lipids
+    beads, near = system.map_positions(positions)[None], contacts(system, positions)
+    assert len(near.first) > 100
+    results = []
+    for given in (8, piece):
+        work = SystemIdealiser(*parts(system), piece=given)
+        assert [len(kind.atoms) for kind in work.kinds] == [19]
+        results.append(work(positions[None], beads, [near]))
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("name", ["crowd", "peptide", "lipids"])
+def test_frames_come_out_as_each_would_alone(name, request):
+    system, positions = request.getfixturevalue(name)
+    rng = np.random.default_rng(3)
+    frames = positions + rng.normal(0, 0.3, (2 * LANES + 1, *positions.shape))
+    beads = np.stack([system.map_positions(one) for one in frames])
+    near = [contacts(system, one) for one in frames]
+    work = SystemIdealiser(*parts(system))
+    together = work(frames, beads, near)
+    for k in (0, 1, LANES, 2 * LANES):
+        alone = work(frames[k : k + 1], beads[k : k + 1], near[k : k + 1])
+        assert np.array_equal(alone[0], together[k])
+
+
+def test_a_molecule_that_needs_more_rounds_leaves_the_others_as_they_are(crowd):
     system, positions = crowd
     (which,) = np.flatnonzero(system.atoms.residue[system.omegas[:, 0]] == 5)
     spoilt = turned(system, positions, *system.omegas[which, 1:3], 180.0)
-    work = BlockIdealiser(*parts(system), block=1)
-    sound, mended = (
-        work(*tensors(p, system.map_positions(p))).numpy() for p in (positions, spoilt)
-    )
+    sound, mended = (mend_all(system, p, system.map_positions(p)) for p in (positions, spoilt))
     other = system.atoms.residue > 11
     assert np.array_equal(sound[other], mended[other])
     assert "cis_peptides" not in faults(system, mended)
 
 
-@pytest.mark.parametrize(("name", "block"), [("insulin", 1), ("membrane", 500), ("membrane", 1)])
-def test_nothing_is_lost_between_blocks(name, block, request):
+@pytest.mark.parametrize("name", ["insulin", "membrane"])
+def test_nothing_is_lost_between_molecules(name, request):
     system = request.getfixturevalue(f"{name}_system")
-    work = BlockIdealiser(*parts(system), block=block)
+    work = SystemIdealiser(*parts(system))
     if name == "insulin":
-        assert len(work.blocks) == 1, "the chains are bridged"
-    atoms = [rows for rows, _, _ in work.blocks]
-    beads = [rows for _, rows, _ in work.blocks]
-    for slices, n in ((atoms, system.n_atoms), (beads, system.n_beads)):
-        assert [s.start for s in slices] == [0, *(s.stop for s in slices[:-1])]
-        assert slices[-1].stop == n
-    molecules = system.bead_molecule.max() + 1
-    assert len(work.blocks) <= molecules
-    if block == 1:
-        assert len(work.blocks) == molecules
-    else:
-        assert all(abs(s.stop - s.start - block) < 60 for s in atoms[:-1])
+        assert [len(kind.atoms) for kind in work.kinds] == [1], "the chains are bridged"
+    for column, n in (("atoms", system.n_atoms), ("beads", system.n_beads)):
+        found = np.concatenate([getattr(kind, column).ravel() for kind in work.kinds])
+        assert np.array_equal(np.sort(found), np.arange(n))
+    assert sum(len(kind.atoms) for kind in work.kinds) == system.bead_molecule.max() + 1
     whole = Idealiser(*parts(system))
-    for column in ("centres", "member"):
-        assert sum(len(getattr(w, column)) for _, _, w in work.blocks) == len(
-            getattr(whole, column)
-        ), column
-    # Tables of torsions are filled up with rows that do not count.
-    assert sum(w.counts.sum() for _, _, w in work.blocks) == whole.counts.sum()
-    assert whole.counts.sum() == len(np.unique(whole.turning.view(4, -1).numpy(), axis=1).T)
-    assert sum(len(w.pairs.first) for _, _, w in work.blocks) == len(whole.pairs.first)
+    for column in ("pairs", "quads", "torsions", "phi_psi"):
+        rows = [kind.atoms[:, getattr(kind.idealiser.terms, column)] for kind in work.kinds]
+        mine = np.concatenate([r.reshape(-1, r.shape[2]) for r in rows])
+        theirs = getattr(whole.terms, column)
+        assert len(mine) == len(theirs), column
+        assert np.array_equal(*(np.unique(t, axis=0) for t in (mine, theirs))), column
+    shares = [len(kind.atoms) * kind.idealiser.terms.weights.sum() for kind in work.kinds]
+    assert sum(shares) == pytest.approx(whole.terms.weights.sum(), rel=1e-5)

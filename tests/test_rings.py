@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from mdbackmap.geometry import rings
 from mdbackmap.geometry.boxes import box_from_dimensions
 from mdbackmap.geometry.contacts import ContactRules
-from mdbackmap.geometry.idealise import Pairs
+from mdbackmap.geometry.idealise import kept_apart
 from mdbackmap.geometry.rings import Freed, RingGuard, find_rings, near, pierced_rings
+from mdbackmap.geometry.sweeps import LANES, Apart
 from mdbackmap.io import files
 from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System, from_atoms
@@ -326,9 +326,8 @@ def test_a_molecule_is_taken_out_of_an_image_of_itself(scene, checker, guard):
     assert_no_worse(checker, freed.positions, box)
 
 
-def no_contacts(*_) -> tuple[Pairs, torch.Tensor]:
-    nobody, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    return Pairs(nobody, nobody, nothing, nothing), torch.zeros(0, 3)
+def no_contacts(*_) -> Apart:
+    return kept_apart(LANES)
 
 
 def test_what_cannot_be_undone_is_said(scene, checker, guard, monkeypatch):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mdbackmap.mapping.system import System
     from mdbackmap.pipeline import Backmapper
 
+COMPILING = "compiling for this processor, which takes half a minute, once"
+
 
 def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
@@ -125,10 +127,13 @@ def convert(
         warm_start.begin()
 
     with warm_start.quick_imports():
+        from mdbackmap.compiled import tell_when_compiling
         from mdbackmap.io.conversion import backmap
         from mdbackmap.pipeline import CHUNK_SIZE
 
     set_threads(threads)
+    if sys.stderr.isatty():
+        tell_when_compiling(lambda: say_error(COMPILING))
     with progress_bar("frames") as tick:
         made = backmap(
             trajectory, output, model, mapping, topology=topology, select=select,

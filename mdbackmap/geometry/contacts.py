@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,18 +31,6 @@ class Contacts:
     vectors: np.ndarray
     nearest: np.ndarray
 
-    @classmethod
-    def of_frames(cls, contacts: Sequence[Contacts], n_atoms: int) -> Contacts:
-        """Return the contacts of several frames of so many atoms, one behind the other."""
-        if len(contacts) == 1:
-            return contacts[0]
-        shift = np.repeat(n_atoms * np.arange(len(contacts)), [len(c.first) for c in contacts])
-        first, second, vectors, nearest = (
-            np.concatenate(column)
-            for column in zip(*(vars(c).values() for c in contacts), strict=True)
-        )
-        return cls(first + shift, second + shift, vectors, nearest)
-
 
 class ContactRules:
     """Which close pairs count, and how close they may come; the static half of `Contacts`.
@@ -53,15 +40,20 @@ class ContactRules:
     constraints : Constraints
         Atoms up to three bonds apart are not in contact.
     elements : ndarray, shape=(n_atoms,), str
+
+    Attributes
+    ----------
+    bonded : ndarray, shape=(n_atoms, k), int32
+        Atoms of higher numbers up to three bonds from each, padded with -1.
     """
 
     def __init__(self, constraints: Constraints, elements: np.ndarray) -> None:
         self.polar = np.isin(elements, ("N", "O"))
-        self._bonded = _within_three_bonds(constraints.bonds, len(elements))
+        self.bonded = _within_three_bonds(constraints.bonds, len(elements))
 
     def __call__(self, first: np.ndarray, second: np.ndarray, vectors: np.ndarray) -> Contacts:
         """Pick contacts from pairs within `REACH`, ``first`` < ``second``; see `Contacts`."""
-        apart = ~(self._bonded[first] == second[:, None]).any(axis=1)
+        apart = ~(self.bonded[first] == second[:, None]).any(axis=1)
         first, second, vectors = first[apart], second[apart], vectors[apart]
         nearest = np.where(self.polar[first] & self.polar[second], POLAR, OTHER)
         return Contacts(first, second, vectors, nearest.astype(np.float32))

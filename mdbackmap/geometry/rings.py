@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
@@ -21,7 +20,8 @@ from scipy.spatial import cKDTree
 from mdbackmap.geometry.boxes import heights, minimum_image, spanning_tree, with_images
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import ContactRules
-from mdbackmap.geometry.idealise import Idealiser, Pairs
+from mdbackmap.geometry.idealise import Idealiser, kept_apart
+from mdbackmap.geometry.sweeps import LANES, Apart
 
 RING_SIZES = (4, 5, 6, 7, 8)
 """Nothing fits through three atoms; larger rings may hold a chain."""
@@ -284,7 +284,7 @@ class RingGuard:
         n_atoms = len(contacts.polar)
         self.constraints, self.contacts, self.backbone = constraints, contacts, backbone
         self.members, self.weights = members, weights
-        self.options = {**options, "sweeps": SWEEPS, "momentum": MOMENTUM}
+        self.options = {**options, "sweeps": SWEEPS, "rounds": 1, "momentum": MOMENTUM}
         self.rings = find_rings(constraints.bonds, n_atoms)
         self._table = neighbour_table(constraints.bonds, n_atoms)
         self._molecule = _parts(constraints.bonds, n_atoms)
@@ -394,11 +394,10 @@ class RingGuard:
             np.stack([members[:, 0], place[members[:, 1]]], axis=1), weights, len(bead),
             _backbone_within(self.backbone, place), **self.options,
         )  # fmt: skip
-        work.rate[torch.from_numpy(~loose)] = 0.0
+        work.terms.rate[~loose] = 0.0
         here = points[atoms] - origin
-        pairs, still = self._kept_apart(points, here, box, atoms, place, free)
-        targets = beads[bead] - origin[place[bead_atom]]
-        return work(_reals(here), _reals(targets), pairs, still).numpy() + origin
+        apart = self._kept_apart(points, here, box, atoms, place, free)
+        return work(here, beads[bead] - origin[place[bead_atom]], apart) + origin
 
     def _whole_beads(
         self, free: np.ndarray
@@ -417,7 +416,7 @@ class RingGuard:
     def _kept_apart(
         self, points: np.ndarray, here: np.ndarray, box: np.ndarray | None, atoms: np.ndarray,
         place: np.ndarray, free: np.ndarray,
-    ) -> tuple[Pairs, torch.Tensor]:  # fmt: skip
+    ) -> Apart:  # fmt: skip
         """Contacts of the free atoms with one another, and with what stands still."""
         mine = np.flatnonzero(free)
         first, second, vectors = near(points[mine], points, box, WATCHED)
@@ -442,14 +441,9 @@ class RingGuard:
             seen.append(here[one[rows]] + side * contacts.vectors[rows])
         outer, still = np.concatenate(sees), np.concatenate(seen)
         nearest = np.concatenate([contacts.nearest[inside], contacts.nearest[outer[:, 1]]])
-        pairs = Pairs(
-            torch.from_numpy(np.concatenate([first[inside], outer[:, 0]])),
-            torch.from_numpy(
-                np.concatenate([second[inside], len(atoms) + np.arange(len(still))])
-            ),
-            _reals(nearest), torch.full((len(nearest),), torch.inf),
-        )  # fmt: skip
-        return pairs, _reals(still)
+        outside = np.stack([outer[:, 0], len(atoms) + np.arange(len(still))], axis=1)
+        pairs = np.concatenate([np.stack([first[inside], second[inside]], axis=1), outside])
+        return kept_apart(LANES, pairs, nearest, still, len(atoms))
 
     def _way_out(self, points: np.ndarray, ring: int, ends: np.ndarray, attempt: int) -> np.ndarray:
         """How the bond should move against the ring, shape (3,), Å."""
@@ -518,7 +512,3 @@ def _backbone_within(backbone: Backbone, place: np.ndarray) -> Backbone:
         place[backbone.omegas[own]], backbone.cis[own], backbone.may_be_cis[own],
         place[backbone.phi_psi[mine]], backbone.kind[mine],
     )  # fmt: skip
-
-
-def _reals(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))

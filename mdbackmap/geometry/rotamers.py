@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import norm, qmc
-from torch import Tensor
 
+from mdbackmap.geometry.growth import QUADRATIC, Flex, Steps, fitted, grown
+from mdbackmap.lanes import LANES
 from mdbackmap.threads import spread
 
 CELLS = 72
@@ -42,10 +42,8 @@ FLEXES = 3
 """Steps of making a chain's beads fit."""
 AHEAD = 2
 """Beads after the one that is placed that a conformer is judged by."""
-AT_ONCE, MANY = 1 << 18, 1024
-"""Weights worked out together, 1 MB, which fits caches; chains made to fit together."""
-GROUP = 64
-"""Weights of which only the sum is looked at first."""
+PIECE = 64
+"""Molecules that a thread works out at a time."""
 
 
 @functools.cache
@@ -75,12 +73,16 @@ def state_of(torsion: np.ndarray) -> np.ndarray:
     return np.where(np.abs(torsion) < GAUCHE, np.sign(torsion), 0).astype(np.int64) + 1
 
 
-def frames(points: Tensor) -> tuple[Tensor, Tensor]:
+def frames(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return axes (as columns, (..., 3, 3)) and origin of the frame of three atoms in a row."""
-    first, second, third = points.unbind(-2)
-    x = torch.nn.functional.normalize(third - second, dim=-1)
-    z = torch.nn.functional.normalize(torch.linalg.cross(second - first, x), dim=-1)
-    return torch.stack([x, torch.linalg.cross(z, x), z], dim=-1), third
+    first, second, third = np.moveaxis(points, -2, 0)
+    x = _unit(third - second)
+    z = _unit(np.cross(second - first, x))
+    return np.stack([x, np.cross(z, x), z], axis=-1), third
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,31 +114,31 @@ class Conformers:
 
     Attributes
     ----------
-    atoms : Tensor, shape=(k, n, 3), Å
-    bead : Tensor, shape=(k, 3), Å
-    turn : Tensor, shape=(k, 3, 3); shift : Tensor, shape=(k, 3), Å
+    atoms : ndarray, shape=(k, n, 3), Å
+    bead : ndarray, shape=(k, 3), Å
+    turn : ndarray, shape=(k, 3, 3); shift : ndarray, shape=(k, 3), Å
         Frame of the last three atoms.
-    favour : Tensor, shape=(3, k)
+    favour : ndarray, shape=(3, k)
         Logarithm of how the state of the torsion before favours each.
-    last : Tensor, shape=(k, 3)
-        State of the last torsion, one of three.
+    last : ndarray, shape=(k,), int64
+        State of the last torsion.
     """
 
-    atoms: Tensor
-    bead: Tensor
-    turn: Tensor
-    shift: Tensor
-    favour: Tensor
-    last: Tensor
+    atoms: np.ndarray
+    bead: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
+    favour: np.ndarray
+    last: np.ndarray
 
 
 def conformers(block: Block, number: int) -> Conformers:
     """Draw conformers of a block, evenly spread over what is likely (a Sobol sequence)."""
     n = len(block.kinds)
     dice = qmc.Sobol(2 * n, scramble=True, rng=0).random(number).clip(1e-6, 1 - 1e-6)
-    points = torch.zeros(number, n + 3, 3, dtype=torch.float64)
-    points[:, 0] = torch.tensor([-2.0, 1.4, 0.0])
-    points[:, 1] = torch.tensor([-1.5, 0.0, 0.0])
+    points = np.zeros((number, n + 3, 3))
+    points[:, 0] = [-2.0, 1.4, 0.0]
+    points[:, 1] = [-1.5, 0.0, 0.0]
     state = np.ones((n, number), dtype=np.int64)
     for k in range(n):
         if np.isnan(block.fixed[k]):
@@ -148,16 +150,13 @@ def conformers(block: Block, number: int) -> Conformers:
         state[k] = state_of(torsion)
         turn, shift = frames(points[:, k : k + 3])
         way = [-np.cos(angle), np.sin(angle) * np.cos(torsion), np.sin(angle) * np.sin(torsion)]
-        step = torch.from_numpy(block.length[k] * np.stack(way, axis=-1))
-        points[:, k + 3] = shift + torch.einsum("kij,kj->ki", turn, step)
+        step = block.length[k] * np.stack(way, axis=-1)
+        points[:, k + 3] = shift + np.einsum("kij,kj->ki", turn, step)
     turn, shift = frames(points[:, -3:])
     atoms = points[:, 3:]
-    bead = torch.einsum("n,knd->kd", torch.from_numpy(block.weights), atoms)
+    bead = np.einsum("n,knd->kd", block.weights, atoms)
     favour = np.log(table()[1][:, state[0]]) if _minds(block, 0) else np.zeros((3, number))
-    return Conformers(
-        atoms.float(), bead.float(), turn.float(), shift.float(),
-        torch.from_numpy(favour).float(), torch.eye(3)[torch.from_numpy(state[-1])],
-    )  # fmt: skip
+    return Conformers(atoms, bead, turn, shift, favour, state[-1])
 
 
 def _shares(kind: str) -> np.ndarray:
@@ -206,246 +205,125 @@ class ChainSampler:
         self, blocks: Sequence[Block], fit: Sequence[float], *, hold: float = 0.05,
         candidates: int = CANDIDATES, particles: int = PARTICLES,
     ) -> None:  # fmt: skip
-        self.candidates, self.particles = candidates, particles
-        self._flexer = _Flexer(blocks, hold)
-        self.variances = torch.tensor([slack**2 for slack in fit])
-        self._steps: list[_Step] = []
+        # Lanes are filled up.
+        self.particles = -(-particles // LANES) * LANES
+        self.variances = np.array([slack**2 for slack in fit], dtype=np.float32)
+        self.flex = _flex(blocks, hold)
+        steps: list[_Step] = []
         for block, slack in reversed(list(zip(blocks, fit, strict=True))):
-            self._steps.insert(0, _Step(conformers(block, candidates), slack**2, self._steps[:1]))
+            steps.insert(0, _Step(conformers(block, candidates), slack**2, steps[:1]))
+        self.steps = _stacked(steps)
 
-    def __call__(self, anchors: Tensor, beads: Tensor, dice: Tensor) -> Tensor:
+    def __call__(self, anchors: np.ndarray, beads: np.ndarray, dice: np.ndarray) -> np.ndarray:
         """Draw one chain per molecule.
 
         Parameters
         ----------
-        anchors : Tensor, shape=(m, 3, 3), float32, Å
+        anchors : ndarray, shape=(m, 3, 3), Å
             The three atoms before each chain; molecules must be whole.
-        beads : Tensor, shape=(m, n_blocks, 3), float32, Å
-        dice : Tensor, shape=(m, n_blocks), float32
+        beads : ndarray, shape=(m, n_blocks, 3), Å
+        dice : ndarray, shape=(m, n_blocks)
             Uniform random numbers.
 
         Returns
         -------
-        Tensor, shape=(m, n_atoms, 3), Å
+        ndarray, shape=(m, n_atoms, 3), float32, Å
         """
-        size = max(1, AT_ONCE // (self.particles * self.candidates))
-        pieces = zip(*(table.split(size) for table in (anchors, beads, dice)), strict=True)
-        chains = torch.cat(spread(lambda piece: self._pick(*piece), list(pieces)))
-        pieces = zip(chains.split(MANY), beads.split(MANY), strict=True)
-        return torch.cat(spread(lambda piece: self._flexer(*piece), list(pieces)))
+        given = [np.ascontiguousarray(table, dtype=np.float32) for table in (anchors, beads, dice)]
 
-    def _pick(self, anchors: Tensor, beads: Tensor, dice: Tensor) -> Tensor:
-        """Grow chains, and keep one per molecule; those that must flex less have better chances."""
-        grown = self._grow(anchors, beads, dice)
-        before = anchors[:, None].expand(-1, self.particles, -1, -1)
-        grown = torch.cat([before, grown], dim=2)
-        chance = self._flexer.chance(
-            grown.flatten(0, 1), beads.repeat_interleave(self.particles, 0), self.variances
-        )
-        pick = _resample(chance.view(len(beads), -1), dice[:, -1:], 1)[:, 0]
-        return grown[torch.arange(len(beads)), pick]
+        def work(start: int) -> np.ndarray:
+            anchors, beads, dice = (table[start : start + PIECE] for table in given)
+            points = grown(
+                anchors, beads, dice, self.steps, self.flex, self.variances, self.particles
+            )
+            return fitted(points, beads, self.flex, FLEXES)
 
-    def _grow(self, anchors: Tensor, beads: Tensor, dice: Tensor) -> Tensor:
-        molecule = torch.arange(len(anchors))[:, None]
-        turn, shift = (table[:, None] for table in frames(anchors))
-        state = torch.zeros(len(anchors), 1, 3)
-        owed = torch.zeros(len(anchors), 1)
-        atoms = torch.empty(len(anchors), 1, 0, 3)
-        for k, step in enumerate(self._steps):
-            ahead = beads[:, None, k : k + step.n_beads]
-            chance = step.chance((ahead - shift[:, :, None]) @ turn, state, owed).flatten(1)
-            pick = _resample(chance, dice[:, k : k + 1], self.particles)
-            parent, own = pick // self.candidates, pick % self.candidates
-            turn, shift = turn[molecule, parent], shift[molecule, parent]
-            new = step.atoms[own] @ turn.mT + shift[:, :, None]
-            atoms = torch.cat([atoms[molecule, parent], new], dim=2)
-            shift = shift + (turn @ step.shift[own][..., None])[..., 0]
-            turn, state = turn @ step.turn[own], step.last[own]
-            owed = step.looked_ahead(turn, shift, beads[:, None, k + 1 :])
-        return atoms
+        return np.concatenate(spread(work, range(0, len(anchors), PIECE)))
 
 
-class _Flexer:
-    """Bends and twists chains a little, within their rotamers, until their beads fit."""
-
-    def __init__(self, blocks: Sequence[Block], hold: float) -> None:
-        self.hold = hold
-        size = np.cumsum([0] + [len(b.kinds) for b in blocks])
-        weights = torch.zeros(len(blocks), int(size[-1]))
-        for k, block in enumerate(blocks):
-            weights[k, size[k] : size[k + 1]] = torch.from_numpy(block.weights)
-        self.weights = weights
-        fixed = np.concatenate([np.isfinite(b.fixed) for b in blocks])
-        twist = torch.from_numpy(np.where(fixed, TWIST, WITHIN)).float()
-        self.spread = torch.stack([twist, torch.full_like(twist, BEND)], dim=1)
-
-    def __call__(self, points: Tensor, beads: Tensor) -> Tensor:
-        """Return the atoms after the first three; points (m, 3 + n, 3), beads (m, b, 3), Å."""
-        points = points.clone()
-        moved = torch.zeros(len(points), self.spread.numel(), 1)
-        for _ in range(FLEXES):
-            off, slope, normal = self._slopes(points, beads)
-            # Gauss-Newton: what has been moved before is paid for once.
-            wanted = slope.mT @ torch.linalg.solve(normal, off + slope @ moved)
-            step = (wanted - moved).clamp_(-2, 2)
-            moved += step
-            self._turn(points, step.view(len(points), -1, 2) * self.spread)
-        return points[:, 3:]
-
-    def chance(self, points: Tensor, beads: Tensor, variances: Tensor) -> Tensor:
-        """Logarithm of how likely the beads are for chains that may flex, over for stiff ones."""
-        off, _, normal = self._slopes(points, beads)
-        factor = torch.linalg.cholesky(normal)
-        cost = torch.linalg.solve_triangular(factor, off, upper=False).square().sum((1, 2)) / 2
-        stiff = (off.view(len(off), -1, 3).square().sum(-1) / (2 * variances)).sum(1)
-        return stiff - cost - factor.diagonal(dim1=1, dim2=2).log().sum(1)
-
-    def _slopes(self, points: Tensor, beads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How far beads are off (m, 3 b, 1), their change with every angle, and its square.
-
-        Every atom's bond is turned about itself and its angle opened at the atom before, with
-        all that follows, by so many standard deviations.
-        """
-        axes = self._axes(points) * self.spread[..., None]
-        atoms, pivot = points[:, 3:], points[:, 2:-1]
-        share = self.weights.flip(1).cumsum(1).flip(1)
-        moment = (self.weights[..., None] * atoms[:, None]).flip(2).cumsum(2).flip(2)
-        arm = moment - share[..., None] * pivot[:, None]
-        slope = _crossed(axes.unbind(-1), arm.unbind(-1)).flatten(3).flatten(1, 2)
-        m, b = arm.shape[:2]
-        off = (beads - moment[:, :, 0]).reshape(m, 3 * b, 1)
-        normal = slope @ slope.mT
-        normal.diagonal(dim1=1, dim2=2).add_(self.hold**2)
-        return off, slope, normal
-
-    def _turn(self, points: Tensor, angles: Tensor) -> None:
-        """Turn in place by angles (m, n, 2), radians, from the first atom on."""
-        turns = _rotations((angles[..., None] * self._axes(points)).sum(2))
-        # Each turn is about axes that the turns before have turned, so all act in their order.
-        step = 1
-        while step < turns.shape[1]:
-            turns[:, step:] = turns[:, :-step] @ turns[:, step:]
-            step *= 2
-        bonds = points.diff(dim=1)[:, 2:]
-        points[:, 3:] = points[:, 2:3] + (turns @ bonds[..., None])[..., 0].cumsum(1)
-
-    @staticmethod
-    def _axes(points: Tensor) -> Tensor:
-        """Unit vectors of twist and bend of every atom after the third, shape (m, n, 2, 3)."""
-        bonds = torch.nn.functional.normalize(points.diff(dim=1), dim=-1)[:, 1:]
-        bend = torch.linalg.cross(bonds[:, :-1], bonds[:, 1:], dim=-1)
-        return torch.stack([bonds[:, :-1], torch.nn.functional.normalize(bend, dim=-1)], dim=2)
-
-
-def _crossed(axes: Sequence[Tensor], arms: Sequence[Tensor]) -> Tensor:
-    """Cross products of axes (m, n, 2) and arms (m, b, n), by component, (m, b, 3, n, 2)."""
-    (m, b, n), kinds = arms[0].shape, axes[0].shape[2]
-    result = torch.empty(m, b, 3, n, kinds)
-    axes, arms = [x[:, None] for x in axes], [x[..., None] for x in arms]
-    for k in range(3):
-        one, other = (k + 1) % 3, (k + 2) % 3
-        torch.mul(axes[one], arms[other], out=result[:, :, k])
-        result[:, :, k].addcmul_(axes[other], arms[one], value=-1)
-    return result
-
-
-def _rotations(turn: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3) (Rodrigues)."""
-    size = turn.norm(dim=-1, keepdim=True).clamp_(min=1e-9)
-    axis, size = turn / size, size[..., None]
-    zero = torch.zeros_like(axis[..., 0])
-    x, y, z = axis.unbind(-1)
-    sideways = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    along = axis[..., :, None] * axis[..., None, :]
-    return along + torch.cos(size) * (torch.eye(3) - along) + torch.sin(size) * sideways
+def _flex(blocks: Sequence[Block], hold: float) -> Flex:
+    stop = np.cumsum([len(block.kinds) for block in blocks])
+    weights = np.zeros((len(blocks), int(stop[-1])), dtype=np.float32)
+    for row, block, end in zip(weights, blocks, stop.tolist(), strict=True):
+        row[end - len(block.kinds) : end] = block.weights
+    fixed = np.concatenate([np.isfinite(block.fixed) for block in blocks])
+    spread = np.stack([np.where(fixed, TWIST, WITHIN), np.full(len(fixed), BEND)], axis=1)
+    return Flex(weights, stop, spread.astype(np.float32), float(hold))
 
 
 class _Step:
     """One block of a chain, and where its bead and the beads after it are to be expected."""
 
     def __init__(self, own: Conformers, variance: float, later: Sequence[_Step]) -> None:
-        self.atoms, self.turn, self.shift, self.last = own.atoms, own.turn, own.shift, own.last
-        self._later = [g for step in later for g in step.expected][:AHEAD]
+        self.own = own
+        self.later = [g for step in later for g in step.expected][:AHEAD]
         number = len(own.bead)
-        own_spread = (variance * torch.eye(3)).expand(number, 3, 3)
-        means = [own.bead, *(own.shift + own.turn @ g.mean for g in self._later)]
-        spreads = [own_spread, *(own.turn @ g.spread @ own.turn.mT for g in self._later)]
-        self.n_beads = len(means)
+        own_spread = np.broadcast_to(variance * np.eye(3), (number, 3, 3))
+        means = [own.bead, *(own.shift + own.turn @ g.mean for g in self.later)]
+        spreads = [own_spread, *(own.turn @ g.spread @ own.turn.mT for g in self.later)]
         # Small numbers: rounding would otherwise decide between conformers.
-        self._centre = torch.stack([mean.mean(0) for mean in means])
-        near = [mean - centre for mean, centre in zip(means, self._centre, strict=True)]
-        self._table = torch.cat(
-            [*map(_quadratic, near, spreads), own.favour, torch.ones(1, number)]
-        )
+        self.centres = [mean.mean(0) for mean in means]
+        near = [mean - centre for mean, centre in zip(means, self.centres, strict=True)]
+        terms = list(map(_quadratic, near, spreads))
+        self.table = np.concatenate([term[:QUADRATIC] for term in terms])
+        self.favour = own.favour + sum(term[QUADRATIC] for term in terms)
         # Seen from before this block.
         self.expected = [
-            _Gaussian(mean.mean(0), torch.cov(mean.T) + spread.mean(0))
+            _Gaussian(mean.mean(0), np.cov(mean.T) + spread.mean(0))
             for mean, spread in zip(means, spreads, strict=True)
         ]
 
-    def chance(self, beads: Tensor, state: Tensor, owed: Tensor) -> Tensor:
-        """Logarithm of the weights of all conformers after each particle, shape (m, p, k).
 
-        Parameters
-        ----------
-        beads : Tensor, shape=(m, p, b, 3)
-            This block's and later ones, in the frame of each particle.
-        state : Tensor, shape=(m, p, 3); owed : Tensor, shape=(m, p)
-        """
-        x, y, z = (beads - self._centre).unbind(-1)
-        terms = [x * x, y * y, z * z, x * y, x * z, y * z, x, y, z, torch.ones_like(x)]
-        known = torch.stack(terms, dim=-1).flatten(2)
-        return torch.cat([known, state, -owed[..., None]], dim=-1) @ self._table
+def _stacked(steps: Sequence[_Step]) -> Steps:
+    """All steps of a chain in arrays, filled up to the largest."""
+    candidates = len(steps[0].own.last)
+    beads = max(len(step.centres) for step in steps)
 
-    def looked_ahead(self, turn: Tensor, shift: Tensor, beads: Tensor) -> Tensor:
-        """What later beads added to the weights; the next step judges them itself."""
-        total = torch.zeros(shift.shape[:2])
-        for k, later in enumerate(self._later):
-            off = ((beads[:, :, k] - shift)[..., None, :] @ turn)[..., 0, :] - later.mean
-            total -= ((off @ later.inverse) * off).sum(-1) / 2
-        return total
+    def stacked(tables: Sequence[Sequence[np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
+        result = np.zeros((len(steps), *shape), dtype=np.float32)
+        for row, own in zip(result, tables, strict=True):
+            if len(own):
+                row[: len(own)] = own
+        return result
+
+    most = max(step.own.atoms.shape[1] for step in steps)
+    atoms = stacked([np.moveaxis(step.own.atoms, 1, 0) for step in steps], (most, candidates, 3))
+    lanes = candidates // LANES, LANES
+    table = stacked([step.table for step in steps], (QUADRATIC * beads, candidates))
+    favour = stacked([step.favour for step in steps], (3, candidates))
+    return Steps(
+        size=np.array([step.own.atoms.shape[1] for step in steps]),
+        n_beads=np.array([len(step.centres) for step in steps]),
+        atoms=np.ascontiguousarray(np.moveaxis(atoms, 1, 2)),
+        turn=stacked([step.own.turn for step in steps], (candidates, 3, 3)),
+        shift=stacked([step.own.shift for step in steps], (candidates, 3)),
+        last=np.array([step.own.last for step in steps]),
+        centre=stacked([step.centres for step in steps], (beads, 3)),
+        table=table.reshape(*table.shape[:2], *lanes),
+        favour=favour.reshape(*favour.shape[:2], *lanes),
+        mean=stacked([[g.mean for g in step.later] for step in steps], (beads - 1, 3)),
+        inverse=stacked([[np.linalg.inv(g.spread) for g in step.later] for step in steps],
+                        (beads - 1, 3, 3)),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Gaussian:
     """Where a bead is expected: mean (3,), covariance (3, 3)."""
 
-    mean: Tensor
-    spread: Tensor
-
-    @functools.cached_property
-    def inverse(self) -> Tensor:
-        return torch.linalg.inv(self.spread)
+    mean: np.ndarray
+    spread: np.ndarray
 
 
-def _quadratic(mean: Tensor, spread: Tensor) -> Tensor:
+def _quadratic(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Coefficients of log exp(-(b - mean) spread^-1 (b - mean) / 2), shape (10, k).
 
     Of x², y², z², xy, xz, yz, x, y, z and 1, for every mean (k, 3) and covariance (k, 3, 3).
     """
-    inverse = torch.linalg.inv(spread)
-    pull = (inverse @ mean[..., None])[..., 0]
-    first, second = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
-    return torch.cat([
-        -inverse.diagonal(dim1=1, dim2=2) / 2, -inverse[:, first, second], pull,
-        -(mean * pull).sum(1, keepdim=True) / 2,
-    ], dim=1).T  # fmt: skip
-
-
-def _resample(chance: Tensor, dice: Tensor, number: int) -> Tensor:
-    """Systematic resampling: ``number`` columns per row, in proportion to their weights.
-
-    The logarithms of the weights are lost.
-    """
-    # Numbers next to nothing would be thirty times slower to work out.
-    weight = chance.sub_(chance.amax(1, keepdim=True)).clamp_(min=-30).exp_()
-    # Sums of groups first: running sums are slow, and most of them are asked for by nobody.
-    groups = weight.unflatten(1, (-1, math.gcd(weight.shape[1], GROUP)))
-    sums = groups.sum(-1)
-    total = torch.cumsum(sums, dim=1)
-    place = (dice + torch.arange(number)) * (total[:, -1:] / number)
-    group = torch.searchsorted(total, place).clamp_(max=sums.shape[1] - 1)
-    place += (sums - total).gather(1, group)
-    inside = groups[torch.arange(len(groups))[:, None], group].cumsum(-1)
-    own = torch.searchsorted(inside, place[..., None])[..., 0].clamp_(max=groups.shape[2] - 1)
-    return group * groups.shape[2] + own
+    inverse = np.linalg.inv(spread)
+    pull = np.einsum("kij,kj->ki", inverse, mean)
+    diagonal = np.einsum("kii->ki", inverse)
+    return np.concatenate([
+        -diagonal / 2, -inverse[:, [0, 0, 1], [1, 2, 2]], pull,
+        -(mean * pull).sum(1, keepdims=True) / 2,
+    ], axis=1).T  # fmt: skip

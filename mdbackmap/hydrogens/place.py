@@ -7,23 +7,22 @@ few torsions; methyls stay staggered unless they clash. Hydrogens that still mee
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from mdbackmap.hydrogens.frames import local_frames
-from mdbackmap.hydrogens.nearby import Nearby, nearby, ranges
-from mdbackmap.hydrogens.recipes import Recipes, Turning
-from mdbackmap.hydrogens.spread import WATCHED, Spreader
+from mdbackmap.compiled import compiled
+from mdbackmap.hydrogens.frames import local_frames, usual_places
+from mdbackmap.hydrogens.nearby import Nearby, listed, meeting
+from mdbackmap.hydrogens.recipes import Recipes
+from mdbackmap.hydrogens.spread import clashing, spread_out
 
 REACH = 3.7
 """Å within which heavy atoms must be known to one another: hydrogens of two that are further apart
 are more than 1.5 Å apart."""
-NEAREST = {
-    # of a donated hydrogen to: heavy atom, acceptor, hydrogen, donated hydrogen
-    True: np.array([2.5, 1.6, 2.1, 2.2], dtype=np.float32),
-    # of a hydrogen on carbon to the same
-    False: np.array([2.5, 2.4, 2.1, 2.1], dtype=np.float32),
-}
-"""Å; nearer is a clash."""
+NEAREST = np.array([[2.5, 2.4, 2.1, 2.1], [2.5, 1.6, 2.1, 2.2]])
+"""Å from a hydrogen on carbon, and from a donated one, to: heavy atom, acceptor, hydrogen, donated
+hydrogen; nearer is a clash."""
 WIDTH = 0.4
 """Å; a clash so deep costs 1."""
 BOND_STARTS, BOND_FULL = 2.7, 1.9
@@ -32,7 +31,57 @@ ROUNDS = 2
 """Times that all donors choose, each seeing what those before it have chosen."""
 TURN = 1.1
 """Å that hydrogens of a methyl move at most when it turns."""
+WATCHED = 0.35
+"""Å beyond what is too near, within which hydrogens are watched while others move."""
 HEAVY, ACCEPTOR, HYDROGEN, DONATED = range(4)
+
+
+class Groups(NamedTuple):
+    """What turns: hydrogens of one atom, donors first, that can stand in several ways.
+
+    Attributes
+    ----------
+    bearer : ndarray, shape=(g,), int64
+        Into `Recipes.bearers`.
+    first : ndarray, shape=(g,), int64
+        The first hydrogen; the others follow.
+    kind : ndarray, shape=(g,), int64
+    ways, size : ndarray, shape=(kinds,), int64
+        Ways that a kind can stand in, and its hydrogens.
+    polar : ndarray, shape=(kinds,), bool
+    candidates : ndarray, shape=(kinds, t, k, 3), float32, Å
+        Coefficients in the bearer's frame.
+    cost : ndarray, shape=(kinds, t), float32
+    """
+
+    bearer: np.ndarray
+    first: np.ndarray
+    kind: np.ndarray
+    ways: np.ndarray
+    size: np.ndarray
+    polar: np.ndarray
+    candidates: np.ndarray
+    cost: np.ndarray
+
+    @classmethod
+    def of(cls, recipes: Recipes) -> Groups:
+        """Return the groups of a system."""
+        turning = recipes.turning
+        shapes = np.array([t.candidates.shape[:2] for t in turning], np.int64).reshape(-1, 2)
+        ways, size = (int(n) for n in shapes.max(axis=0, initial=1))
+        candidates = np.zeros((len(turning), ways, size, 3), np.float32)
+        cost = np.zeros((len(turning), ways), np.float32)
+        for k, one in enumerate(turning):
+            candidates[k, : shapes[k, 0], : shapes[k, 1]] = one.candidates
+            cost[k, : shapes[k, 0]] = one.cost
+        none = np.zeros(0, np.int64)
+        return cls(
+            np.concatenate([none, *(t.bearers for t in turning)]),
+            np.concatenate([none, *(t.first for t in turning)]),
+            np.repeat(np.arange(len(turning)), [len(t.bearers) for t in turning]),
+            shapes[:, 0].copy(), shapes[:, 1].copy(), np.array([t.polar for t in turning], bool),
+            candidates, cost,
+        )  # fmt: skip
 
 
 class HydrogenPlacer:
@@ -45,32 +94,17 @@ class HydrogenPlacer:
 
     def __init__(self, recipes: Recipes) -> None:
         self.recipes = recipes
-        self._repeated: dict[int, HydrogenPlacer] = {}
-        self.spreader = Spreader(recipes)
-        turning = recipes.turning
-        rows = np.concatenate([t.bearers for t in turning] or [np.zeros(0, np.int64)])
-        self._bearers = recipes.bearers[rows]
-        self._starts = np.cumsum([0, *(len(t.bearers) for t in turning)])
-        self._n_donors = sum(len(t.bearers) for t in turning if t.polar)
-        # The group that each heavy atom turns, -1 for none; donors come first.
+        self.groups = Groups.of(recipes)
+        self._n_donors = sum(len(t.bearers) for t in recipes.turning if t.polar)
+        # The group that each heavy atom turns, -1 for none.
         self._group = np.full(len(recipes.count), -1, dtype=np.int64)
-        self._group[self._bearers] = np.arange(len(rows))
+        self._group[recipes.bearers[self.groups.bearer]] = np.arange(len(self.groups.bearer))
         self._group_of = np.repeat(self._group, recipes.count)
         # Methyls may still turn when hydrogens that meet are looked for.
         turns = self._group_of >= self._n_donors
         self._watched = np.where(turns, WATCHED + TURN, WATCHED).astype(np.float32)
         self._seen_as = np.where(recipes.accepts, ACCEPTOR, HEAVY)
-
-    def repeated(self, copies: int) -> HydrogenPlacer:
-        """Return what places those of so many copies of the system together."""
-        if copies == 1:
-            return self
-        if copies not in self._repeated:
-            self._repeated = {copies: HydrogenPlacer(self.recipes.repeated(copies))}
-        return self._repeated[copies]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_repeated": {}}
+        self._first = np.repeat(recipes.first, recipes.count)
 
     def __call__(self, heavy: np.ndarray, pairs: Nearby) -> np.ndarray:
         """Place hydrogens.
@@ -85,85 +119,115 @@ class HydrogenPlacer:
         -------
         ndarray, shape=(n_hydrogens, 3), float32, Å
         """
-        recipes = self.recipes
-        frames = local_frames(heavy, recipes)
-        offsets = np.einsum("hk,hkx->hx", recipes.coefficients, frames[recipes.owner])
-        near, far = nearby(pairs, recipes)
-        donors = np.arange(self._n_donors)
-        for _ in range(ROUNDS if len(donors) else 0):
-            self._turn(donors, frames, offsets, far)
-        meeting = self.spreader.meeting(near, far, offsets, self._watched)
-        clashing = meeting.within(offsets, np.zeros_like(self._watched)).hydrogens(len(offsets))
-        methyls = np.unique(self._group_of[clashing])
-        methyls = methyls[methyls >= self._n_donors]
-        if len(methyls):
-            self._turn(methyls, frames, offsets, far)
-        self.spreader(meeting.within(offsets, np.full_like(self._watched, WATCHED)), offsets)
-        return heavy[recipes.bearers[recipes.owner]] + offsets
+        recipes, n = self.recipes, self.recipes.n_hydrogens
+        heavy = np.ascontiguousarray(heavy, dtype=np.float32)
+        frames = local_frames(heavy, recipes.bearers, recipes.neighbours, recipes.kind)
+        offsets = usual_places(frames, recipes.owner, recipes.coefficients)
+        asked = np.arange(len(self.groups.bearer)) < self._n_donors
+        for _ in range(ROUNDS if asked.any() else 0):
+            offsets = self._turned(asked, frames, offsets, pairs)
+        near = vars(meeting(pairs, recipes, offsets, self._watched)).values()
+        asked = np.zeros(len(asked) + 1, dtype=bool)
+        asked[self._group_of[clashing(*near, offsets)]] = True
+        asked[: self._n_donors] = False
+        if asked[:-1].any():
+            offsets = self._turned(asked[:-1], frames, offsets, pairs)
+        bearer = recipes.bearers[recipes.owner]
+        spread_out(*near, offsets, self._first, bearer, WATCHED)
+        return heavy[bearer] + offsets if n else offsets
 
-    def _turn(
-        self, groups: np.ndarray, frames: np.ndarray, offsets: np.ndarray, near: Nearby
-    ) -> None:
-        """Choose anew how some groups stand; writes into ``offsets``."""
-        asked = np.zeros(len(self._bearers), dtype=bool)
-        asked[groups] = True
-        group, points, kind = self._surroundings(asked, offsets, near)
-        for k, turning in enumerate(self.recipes.turning):
-            start, stop = self._starts[k : k + 2]
-            chosen = np.flatnonzero(asked[start:stop])
-            if not len(chosen):
-                continue
-            low, high = np.searchsorted(group, [start, stop])
-            number = np.cumsum(asked[start:stop]) - 1
-            own = number[group[low:high] - start]
-            ways = np.einsum("tkc,rcx->rtkx", turning.candidates, frames[turning.bearers[chosen]])
-            cost = _cost(ways, own, points[low:high], kind[low:high], turning) + turning.cost
-            best = ways[np.arange(len(chosen)), np.argmin(cost, axis=1)]
-            offsets[turning.first[chosen][:, None] + np.arange(best.shape[1])] = best
-
-    def _surroundings(
-        self, asked: np.ndarray, offsets: np.ndarray, near: Nearby
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is near groups: group, ascending, point seen from its bearer, and kind of point."""
-        recipes = self.recipes
-        group = self._group[np.concatenate([near.first, near.second])]
-        rows = np.flatnonzero((group >= 0) & asked[group])
-        rows = rows[np.argsort(group[rows], kind="stable")]
-        group = group[rows]
-        other = np.concatenate([near.second, near.first])[rows]
-        turned = rows >= len(near.first)
-        rows = np.where(turned, rows - len(near.first), rows)
-        gaps = np.where(turned[:, None], -near.gaps[rows], near.gaps[rows])
-        # One row for the heavy atom, then one for each of its hydrogens.
-        rows, within = ranges(recipes.count[other] + 1)
-        light = within > 0
-        hydrogen = np.where(light, recipes.first[other[rows]] + within - 1, 0)
-        points = gaps[rows] + np.where(light[:, None], offsets[hydrogen], 0)
-        kind = np.where(light, np.where(recipes.polar[other[rows]], DONATED, HYDROGEN),
-                        self._seen_as[other[rows]])  # fmt: skip
-        # Groups defer to those before them, and donors to methyls, which move only if they must.
-        theirs = np.where(light, self._group_of[hydrogen], -1)
-        donor = group[rows] < self._n_donors
-        counts = (theirs < group[rows]) | (donor & (theirs >= self._n_donors))
-        return group[rows][counts], points[counts], kind[counts]
+    def _turned(
+        self, asked: np.ndarray, frames: np.ndarray, offsets: np.ndarray, pairs: Nearby
+    ) -> np.ndarray:
+        """Choose anew how some groups stand, bool (g,); returns all offsets."""
+        r = self.recipes
+        return _turned(
+            asked, frames, offsets, pairs.first, pairs.second, pairs.gaps, self._group,
+            self._group_of, self._n_donors, self._seen_as, self.groups, r.first, r.count, r.polar,
+            r.within_two,
+        )  # fmt: skip
 
 
-def _cost(
-    ways: np.ndarray, own: np.ndarray, points: np.ndarray, kind: np.ndarray, turning: Turning
-) -> np.ndarray:
-    """Clashes and hydrogen bonds of every way of every group, shape (groups, ways)."""
-    total = np.zeros(ways.shape[:2], dtype=np.float32)
-    if not len(own):
-        return total
-    step = ways[own] - points[:, None, None]
-    distance = np.sqrt(np.einsum("mtkx,mtkx->mtk", step, step))
-    nearest = NEAREST[turning.polar][kind][:, None, None]
-    cost = np.maximum(nearest - distance, 0) ** 2 / WIDTH**2
-    if turning.polar:
-        cost -= np.where((kind == ACCEPTOR)[:, None, None], bond_worth(distance), 0)
-    starts = np.flatnonzero(np.diff(own, prepend=-1))
-    total[own[starts]] = np.add.reduceat(cost.sum(axis=2), starts, axis=0)
-    return total
+@compiled
+def _turned(asked, frames, offsets, first, second, gaps, group, group_of, n_donors, seen_as, groups,
+            start, count, polar, within_two):  # fmt: skip
+    # Pairs by group: for each the pair, and which end turns.
+    n_groups = len(asked)
+    begin = np.zeros(n_groups + 1, np.int64)
+    usable = np.zeros(len(first), np.bool_)
+    for m in range(len(first)):
+        g, other = group[first[m]], group[second[m]]
+        one, two = g >= 0 and asked[g], other >= 0 and asked[other]
+        if (one or two) and not listed(within_two, first[m], second[m]):
+            usable[m] = True
+            if one:
+                begin[g + 1] += 1
+            if two:
+                begin[other + 1] += 1
+    for g in range(n_groups):
+        begin[g + 1] += begin[g]
+    place, rows = begin.copy(), np.empty(begin[n_groups], np.int64)
+    for m in range(len(first)):
+        if usable[m]:
+            g, other = group[first[m]], group[second[m]]
+            if g >= 0 and asked[g]:
+                rows[place[g]] = m
+                place[g] += 1
+            if other >= 0 and asked[other]:
+                rows[place[other]] = -1 - m
+                place[other] += 1
+    chosen = offsets.copy()
+    ways = groups.candidates.shape[1]
+    spots = np.empty((ways, groups.candidates.shape[2], 3), np.float32)
+    cost = np.empty(ways, np.float64)
+    for g in range(n_groups):
+        if not asked[g]:
+            continue
+        kind, frame = groups.kind[g], frames[groups.bearer[g]]
+        donates = 1 if groups.polar[kind] else 0
+        for t in range(groups.ways[kind]):
+            cost[t] = groups.cost[kind, t]
+            for k in range(groups.size[kind]):
+                own = groups.candidates[kind, t, k]
+                for x in range(3):
+                    spots[t, k, x] = (own[0] * frame[0, x] + own[1] * frame[1, x]
+                                      + own[2] * frame[2, x])  # fmt: skip
+        for r in range(begin[g], begin[g + 1]):
+            m, way = (rows[r], 1) if rows[r] >= 0 else (-1 - rows[r], -1)
+            other = second[m] if way == 1 else first[m]
+            x, y, z = way * gaps[m, 0], way * gaps[m, 1], way * gaps[m, 2]
+            # Groups defer to those before them, donors to methyls, which move only if they must.
+            theirs = group[other]
+            counts = theirs < g or (g < n_donors and theirs >= n_donors)
+            _add_cost(cost, spots, groups, kind, x, y, z, seen_as[other], donates)
+            if counts:
+                seen = DONATED if polar[other] else HYDROGEN
+                for h in range(start[other], start[other] + count[other]):
+                    _add_cost(cost, spots, groups, kind, x + offsets[h, 0], y + offsets[h, 1],
+                              z + offsets[h, 2], seen, donates)  # fmt: skip
+        best = 0
+        for t in range(1, groups.ways[kind]):
+            if cost[t] < cost[best]:
+                best = t
+        for k in range(groups.size[kind]):
+            for x in range(3):
+                chosen[groups.first[g] + k, x] = spots[best, k, x]
+    return chosen
+
+
+@compiled
+def _add_cost(cost, spots, groups, kind, x, y, z, seen, donates):
+    """Add the clashes and hydrogen bonds of every way of a group with a point."""
+    nearest = NEAREST[donates, seen]
+    for t in range(groups.ways[kind]):
+        for k in range(groups.size[kind]):
+            distance = np.sqrt((spots[t, k, 0] - x) ** 2 + (spots[t, k, 1] - y) ** 2
+                               + (spots[t, k, 2] - z) ** 2)  # fmt: skip
+            short = max(nearest - distance, 0.0)
+            cost[t] += short * short / (WIDTH * WIDTH)
+            if donates and seen == ACCEPTOR:
+                worth = (BOND_STARTS - distance) / (BOND_STARTS - BOND_FULL)
+                cost[t] -= min(max(worth, 0.0), 1.0)
 
 
 def bond_worth(distance: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ heavy  frame                       hydrogens
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,11 +72,6 @@ class Turning:
     cost: np.ndarray
     polar: bool
 
-    def repeated(self, copies: int, n_bearers: int, n_hydrogens: int) -> Turning:
-        """Return the groups of so many copies of a system."""
-        return replace(self, bearers=_copied(self.bearers, copies, n_bearers),
-                       first=_copied(self.first, copies, n_hydrogens))  # fmt: skip
-
 
 @dataclass(frozen=True, eq=False)
 class Recipes:
@@ -103,9 +98,9 @@ class Recipes:
         Atoms whose hydrogens are donated.
     accepts : ndarray, shape=(n_heavy,), bool
         Atoms with a lone pair for a hydrogen bond.
-    bonded, within_two : ndarray, shape=(m, n_heavy), int32
-        Heavy atoms of higher numbers bonded to each, and those at most two bonds from each, one
-        column per atom, padded with -1.
+    bonded, within_two : ndarray, shape=(n_heavy, m), int32
+        Heavy atoms of higher numbers bonded to each, and those at most two bonds from each, padded
+        with -1.
     """
 
     bearers: np.ndarray
@@ -124,29 +119,6 @@ class Recipes:
     @property
     def n_hydrogens(self) -> int:
         return len(self.owner)
-
-    def repeated(self, copies: int) -> Recipes:
-        """Return how the hydrogens of so many copies of the system are built."""
-        n, h, heavy = len(self.bearers), self.n_hydrogens, len(self.count)
-        return Recipes(
-            bearers=_copied(self.bearers, copies, heavy),
-            neighbours=_copied(self.neighbours.T, copies, heavy).T,
-            kind=np.tile(self.kind, copies), owner=_copied(self.owner, copies, n),
-            coefficients=np.tile(self.coefficients, (copies, 1)),
-            turning=tuple(turning.repeated(copies, n, h) for turning in self.turning),
-            first=_copied(self.first, copies, h),
-            **{name: np.tile(getattr(self, name), copies)
-               for name in ("count", "polar", "accepts")},
-            bonded=_copied(self.bonded, copies, heavy),
-            within_two=_copied(self.within_two, copies, heavy),
-        )  # fmt: skip
-
-
-def _copied(index: np.ndarray, copies: int, step: int) -> np.ndarray:
-    """Indices along the last axis once for every copy, which start ``step`` apart; -1 stays."""
-    shift = np.repeat(step * np.arange(copies, dtype=index.dtype), index.shape[-1])
-    many = np.tile(index, copies)
-    return np.where(many < 0, many, many + shift)
 
 
 def recipes_for(system: System, atoms: AllAtoms) -> Recipes:
@@ -190,8 +162,8 @@ def recipes_for(system: System, atoms: AllAtoms) -> Recipes:
         bearers=bearers, neighbours=neighbours, kind=np.minimum(heavy[bearers], 3), owner=owner,
         coefficients=coefficients.astype(np.float32), turning=tuple(turning), first=first,
         count=count, polar=donors, accepts=_accepts(elements, total, flat),
-        bonded=_columns(_table(np.sort(system.constraints.bonds, axis=1), n)),
-        within_two=_columns(_within_two(bonded)),
+        bonded=_table(np.sort(system.constraints.bonds, axis=1), n),
+        within_two=_within_two(bonded),
     )  # fmt: skip
 
 
@@ -219,10 +191,6 @@ def _table(pairs: np.ndarray, n: int) -> np.ndarray:
     start = np.cumsum(degree) - degree
     table[pairs[:, 0], np.arange(len(pairs)) - np.repeat(start, degree)] = pairs[:, 1]
     return table.astype(np.int32)
-
-
-def _columns(table: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(table.T)
 
 
 def _refuse_crowded(

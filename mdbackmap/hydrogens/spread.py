@@ -6,172 +6,116 @@ by some degrees instead of sitting on one another, and a minimisation has someth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from mdbackmap.hydrogens.nearby import Nearby, ranges
-from mdbackmap.hydrogens.recipes import Recipes
+from mdbackmap.compiled import compiled
 
-APART = 1.66
-"""Å between hydrogens of different atoms that is aimed at."""
 SIBLINGS = 1.55
 """Å between hydrogens of one atom; undisturbed they have 1.6 to 1.8."""
-FREE_HEAVY, FREE_ACCEPTOR = 1.95, 1.6
-"""Å to heavy atoms more than two bonds from the bearer; to acceptors, for a donated hydrogen."""
-WATCHED = 0.35
-"""Å beyond these limits within which pairs are watched."""
-BLOCK = 16384
-"""Pairs of heavy atoms looked at together: what is worked out for them fits caches."""
 SWEEPS = 9
-PULL = 0.1
+PULL = np.float32(0.1)
 """Share of the way back to where chemistry has it, per sweep; none in the last quarter."""
+_TINY = np.float32(1e-6)
 
 
-@dataclass(frozen=True, eq=False)
-class Meeting:
-    """Hydrogens near one another, and near heavy atoms.
-
-    Attributes
-    ----------
-    first, second : ndarray, shape=(m,), int64
-        Hydrogens of different atoms.
-    gaps : ndarray, shape=(m, 3), float32, Å
-        From the bearer of the first to that of the second.
-    lone : ndarray, shape=(k,), int64
-        Hydrogens.
-    to_heavy : ndarray, shape=(k, 3), float32, Å
-        From the bearer of each to a heavy atom.
-    least : ndarray, shape=(k,), float32, Å
-        How near it may be.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    gaps: np.ndarray
-    lone: np.ndarray
-    to_heavy: np.ndarray
-    least: np.ndarray
-
-    def within(self, offsets: np.ndarray, more: np.ndarray) -> Meeting:
-        """Return those that are no further apart than they should be, and a little more.
-
-        Parameters
-        ----------
-        offsets : ndarray, shape=(n_hydrogens, 3), float32, Å
-            Of hydrogens from their bearers.
-        more : ndarray, shape=(n_hydrogens,), float32, Å
-        """
-        steps = self.gaps + offsets[self.second] - offsets[self.first]
-        limit = APART + np.maximum(more[self.first], more[self.second])
-        near = np.flatnonzero(_square(steps) < limit**2)
-        steps = self.to_heavy - offsets[self.lone]
-        close = np.flatnonzero(_square(steps) < (self.least + more[self.lone]) ** 2)
-        return Meeting(self.first[near], self.second[near], self.gaps[near], self.lone[close],
-                       self.to_heavy[close], self.least[close])  # fmt: skip
-
-    def hydrogens(self, n: int) -> np.ndarray:
-        """Those of ``n`` hydrogens that are near something, each once."""
-        named = np.zeros(n, dtype=bool)
-        for column in (self.first, self.second, self.lone):
-            named[column] = True
-        return np.flatnonzero(named)
-
-
-class Spreader:
-    """Bends hydrogens of one system apart.
+@compiled
+def clashing(rows, gaps, limit, offsets):
+    """Return which hydrogens are nearer to something than they should be, shape (h,), bool.
 
     Parameters
     ----------
-    recipes : Recipes
+    rows, gaps, limit : ndarray
+        As in `mdbackmap.hydrogens.nearby.Meeting`.
+    offsets : ndarray, shape=(h, 3), float32, Å
     """
-
-    def __init__(self, recipes: Recipes) -> None:
-        self.recipes = recipes
-        bearer = recipes.bearers[recipes.owner]
-        self._polar = recipes.polar[bearer]
-        rows = np.arange(len(bearer))
-        self._siblings = np.concatenate(
-            [np.stack([rows[:-k], rows[k:]], axis=1)[bearer[:-k] == bearer[k:]] for k in (1, 2)]
-        )
-
-    def meeting(self, near: Nearby, far: Nearby, offsets: np.ndarray, more: np.ndarray) -> Meeting:
-        """Find hydrogens that meet something.
-
-        Parameters
-        ----------
-        near, far : Nearby
-            Bearers that are not bonded; bearers and others more than two bonds apart.
-        offsets, more : ndarray
-            As in `Meeting.within`.
-        """
-        far = far[_square(far.gaps) < (FREE_HEAVY + WATCHED + 1.0) ** 2]
-        most = max(len(near.first), len(far.first), 1)
-        blocks = (slice(k, k + BLOCK) for k in range(0, most, BLOCK))
-        found = [self._possible(near[b], far[b]).within(offsets, more) for b in blocks]
-        return Meeting(
-            *(np.concatenate(column) for column in zip(*map(_values, found), strict=True))
-        )
-
-    def _possible(self, near: Nearby, far: Nearby) -> Meeting:
-        recipes = self.recipes
-        count = recipes.count[near.second]
-        rows, within = ranges(recipes.count[near.first] * count)
-        one, two = np.divmod(within, count[rows])
-        first, second = recipes.first[near.first], recipes.first[near.second]
-        bearer = np.concatenate([far.first, far.second])
-        other = np.concatenate([far.second, far.first])
-        whose, which = ranges(recipes.count[bearer])
-        lone = recipes.first[bearer[whose]] + which
-        bond = recipes.accepts[other[whose]] & self._polar[lone]
-        return Meeting(
-            first[rows] + one, second[rows] + two, near.gaps[rows],
-            lone, np.concatenate([far.gaps, -far.gaps])[whose],
-            np.where(bond, np.float32(FREE_ACCEPTOR), np.float32(FREE_HEAVY)),
-        )  # fmt: skip
-
-    def __call__(self, meeting: Meeting, offsets: np.ndarray) -> None:
-        """Change offsets of hydrogens from their bearers, of those that meet, in place."""
-        moved = meeting.hydrogens(len(offsets))
-        if not len(moved):
-            return
-        number = np.full(len(offsets), -1, dtype=np.int64)
-        number[moved] = np.arange(len(moved))
-        siblings = number[self._siblings]
-        siblings = siblings[(siblings >= 0).all(axis=1)]
-        first = np.concatenate([number[meeting.first], siblings[:, 0]])
-        second = np.concatenate([number[meeting.second], siblings[:, 1]])
-        gaps = np.concatenate([meeting.gaps, np.zeros((len(siblings), 3), np.float32)])
-        limit = np.repeat(np.float32([APART, SIBLINGS]), [len(meeting.first), len(siblings)])
-        lone, n = number[meeting.lone], len(moved)
-        here = usual = offsets[moved]
-        length = _length(usual)
-        ends = np.concatenate([first, second, lone])
-        for sweep in range(SWEEPS):
-            half = 0.5 * _shortfall(gaps + here[second] - here[first], limit)
-            away = _shortfall(meeting.to_heavy - here[lone], meeting.least)
-            steps = np.concatenate([-half, half, -away])
-            move = np.stack([np.bincount(ends, steps[:, k], n) for k in range(3)], axis=1)
-            if sweep < SWEEPS * 3 // 4:
-                move += PULL * (usual - here)
-            here = (here + move).astype(np.float32)
-            here *= (length / _length(here))[:, None]
-        offsets[moved] = here
+    found = np.zeros(len(offsets), np.bool_)
+    for m in range(len(rows)):
+        if _square(rows[m, 0], rows[m, 1], gaps[m], offsets) < limit[m] * limit[m]:
+            found[rows[m, 0]] = True
+            if rows[m, 1] >= 0:
+                found[rows[m, 1]] = True
+    return found
 
 
-def _values(meeting: Meeting) -> tuple[np.ndarray, ...]:
-    return tuple(vars(meeting).values())
+@compiled
+def spread_out(rows, gaps, limit, offsets, first, owner, watched):
+    """Change offsets of hydrogens from their bearers, of those that meet, in place.
+
+    Parameters
+    ----------
+    rows, gaps, limit, offsets
+        As in `clashing`.
+    first : ndarray, shape=(h,), int64
+        The first hydrogen of each one's bearer.
+    owner : ndarray, shape=(h,), int64
+        Their bearers.
+    watched : float, Å
+        Beyond the limits, within which pairs count.
+    """
+    n = len(offsets)
+    moved, near = np.zeros(n, np.bool_), np.zeros(len(rows), np.bool_)
+    for m in range(len(rows)):
+        reach = limit[m] + watched
+        if _square(rows[m, 0], rows[m, 1], gaps[m], offsets) < reach * reach:
+            near[m] = moved[rows[m, 0]] = True
+            if rows[m, 1] >= 0:
+                moved[rows[m, 1]] = True
+    usual, step = offsets.copy(), np.zeros((n, 3), np.float32)
+    length = np.empty(n, np.float32)
+    for p in range(n):
+        length[p] = np.sqrt(usual[p, 0] ** 2 + usual[p, 1] ** 2 + usual[p, 2] ** 2) + _TINY
+    for sweep in range(SWEEPS):
+        for m in range(len(rows)):
+            if near[m]:
+                _push(step, offsets, rows[m, 0], rows[m, 1], gaps[m, 0], gaps[m, 1], gaps[m, 2],
+                      limit[m])  # fmt: skip
+        for p in range(n):
+            if moved[p]:
+                for q in range(first[p], p):
+                    if moved[q]:
+                        _push(step, offsets, q, p, 0.0, 0.0, 0.0, SIBLINGS)
+        for p in range(n):
+            if not moved[p]:
+                continue
+            size = np.float32(0)
+            for x in range(3):
+                new = offsets[p, x] + step[p, x]
+                if sweep < SWEEPS * 3 // 4:
+                    new += PULL * (usual[p, x] - offsets[p, x])
+                offsets[p, x], step[p, x] = new, 0
+                size += new * new
+            scale = length[p] / (np.sqrt(size) + _TINY)
+            for x in range(3):
+                offsets[p, x] *= scale
 
 
-def _square(steps: np.ndarray) -> np.ndarray:
-    return np.einsum("nx,nx->n", steps, steps)
+@compiled
+def _square(p, q, gap, offsets):
+    """Square of the distance of a hydrogen and what it meets."""
+    total = np.float32(0)
+    for x in range(3):
+        way = gap[x] - offsets[p, x]
+        if q >= 0:
+            way += offsets[q, x]
+        total += way * way
+    return total
 
 
-def _length(steps: np.ndarray) -> np.ndarray:
-    return np.sqrt(_square(steps)) + np.float32(1e-6)
-
-
-def _shortfall(steps: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """By how much steps are too short, along them."""
-    length = _length(steps)
-    return (np.maximum(limit - length, 0) / length)[:, None] * steps
+@compiled
+def _push(step, offsets, p, q, x, y, z, limit):
+    """Add what a hydrogen, and the other one if there is one, would have to move."""
+    x, y, z = x - offsets[p, 0], y - offsets[p, 1], z - offsets[p, 2]
+    if q >= 0:
+        x, y, z = x + offsets[q, 0], y + offsets[q, 1], z + offsets[q, 2]
+    length = np.sqrt(x * x + y * y + z * z) + _TINY
+    if length >= limit:
+        return
+    share = (limit - length) / length
+    if q >= 0:
+        share *= np.float32(0.5)
+        step[q, 0] += share * x
+        step[q, 1] += share * y
+        step[q, 2] += share * z
+    step[p, 0] -= share * x
+    step[p, 1] -= share * y
+    step[p, 2] -= share * z

@@ -127,6 +127,9 @@ def loads(text: str, source: str = "<text>") -> Located:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
+        # Some versions of libyaml count brackets themselves, before they hand out events.
+        if "nesting depth" in (error.problem or ""):
+            raise _too_deep(source, line) from error
         raise _problem(source, line, f"not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeError) as error:
         raise MappingFileError(f"{source}: not valid YAML: {error}") from error

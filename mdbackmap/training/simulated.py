@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mdbackmap.geometry.boxes import Unwrapper
 from mdbackmap.geometry.contacts import REACH, ContactRules
-from mdbackmap.geometry.idealise import BlockIdealiser
+from mdbackmap.geometry.idealise import SystemIdealiser
 from mdbackmap.graph.neighbours import close_pairs
 from mdbackmap.mapping.system import System
 
@@ -76,7 +75,7 @@ class Simulator:
         known = [statistics.distances.get(name, (np.nan, np.nan)) for name in names.tolist()]
         self.mean, self.spread = np.array(known).reshape(-1, 2).T
         self.inside = system.bead_residue[self.pairs[:, 0]] == system.bead_residue[self.pairs[:, 1]]
-        self.idealiser = BlockIdealiser(
+        self.idealiser = SystemIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,
             system.backbone, sweeps=SWEEPS, hold=HOLD, contour=CONTOUR,
         )  # fmt: skip
@@ -98,12 +97,9 @@ class Simulator:
         beads = mapped + rng.normal(0, rng.uniform(*SPREAD), mapped.shape)
         beads = self._bonded(beads, self._wanted(mapped, rng))
         start = positions + (beads - mapped)[system.atom_bead]
-        near = self.rules(*close_pairs(start, box, REACH))
-        atoms = self.idealiser(
-            torch.from_numpy(start.astype(np.float32)),
-            torch.from_numpy(beads.astype(np.float32)), near,
-        )  # fmt: skip
-        return atoms.numpy().astype(np.float64), beads
+        near = self.rules(*close_pairs(start, box, REACH, self.rules.bonded))
+        (atoms,) = self.idealiser(start[None], beads[None], [near])
+        return atoms.astype(np.float64), beads
 
     def _wanted(self, mapped: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Distances of the copy's pairs, Å.
