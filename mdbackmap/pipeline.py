@@ -64,9 +64,9 @@ PROTEIN_MOMENTUM = 0.3
 SMALLEST_BOX = 6.0
 """Å between opposite faces; less is no periodic box (files of single structures say 1 x 1 x 1)."""
 SOLVENT = ("keep", "drop")
-BEADS_TOGETHER = 2_700
-"""Of several frames of a small system, which are worked out together: arrays too short waste time,
-and longer ones fit no cache."""
+BEADS_TOGETHER, MOST_TOGETHER = 30_000, 16
+"""Beads, and frames, that are worked out together: eight molecules of a kind take idealisation no
+longer than one does, and frames are what threads share best."""
 
 
 @dataclass(frozen=True)
@@ -535,7 +535,7 @@ class Backmapper:
     @property
     def together(self) -> int:
         """How many frames `many` should get at once; more would gain nothing."""
-        return max(1, BEADS_TOGETHER // max(1, self.system.n_beads))
+        return max(1, min(MOST_TOGETHER, BEADS_TOGETHER // max(1, self.system.n_beads)))
 
     def many(
         self, beads: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None],

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mdbackmap.geometry.superpose import superpose
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs, relations
+from mdbackmap.graph.neighbours import find_pairs, pairs_in_groups, relations
 from mdbackmap.mapping.chains import chains_of
 from mdbackmap.mapping.conformers import conformers
 from mdbackmap.mapping.system import System
 from mdbackmap.mapping.template import Template
 from mdbackmap.models import checkpoint as checkpoints
 from mdbackmap.models.checkpoint import Checkpoint
+from mdbackmap.models.fast import Atoms, Pairs, fast
 from mdbackmap.models.hierarchical import place_atoms
 from mdbackmap.models.library import resolve
 from mdbackmap.models.predict import Chunk, ResidueKind, predict_in_chunks, predict_residues
@@ -111,17 +112,50 @@ class NetworkPredictor:
     def __call__(self, beads: np.ndarray, box: np.ndarray | None, noise: float) -> Tensor:
         """Return positions of the atoms; see `Predictor`."""
         noise = min(noise, self.model.checkpoint.largest_noise)
-        if self.model.checkpoint.network.encoder.config.alone:
+        network = self.model.checkpoint.network
+        alone = network.encoder.config.alone
+        run = fast(network) if self.model.device == "cpu" else None
+        if run:
+            words = self.vocabulary
+            vectors = torch.from_numpy(run(
+                words.bead, words.residue, noise, self._pairs(beads, box), self._atoms,
+                self.chunk_size, self._inside[2] if alone else None,
+            ))  # fmt: skip
+        elif alone:
             vectors = predict_residues(
-                self.model.checkpoint.network, self._kinds,
-                torch.from_numpy(beads).to(self.model.device), noise, self.chunk_size,
-                self.system.n_atoms,
-            )  # fmt: skip
+                network, self._kinds, torch.from_numpy(beads).to(self.model.device), noise,
+                self.chunk_size, self.system.n_atoms,
+            )
         else:
             vectors = self._in_chunks(beads, box, noise)
         return place_atoms(
             vectors.cpu(), self._anchors, self._levels, self._atom_bead, torch.from_numpy(beads)
         )
+
+    @functools.cached_property
+    def _atoms(self) -> Atoms:
+        return Atoms(
+            np.append(self._first_atom, len(self._atoms_by_bead)), self._atoms_by_bead,
+            self.vocabulary.atom.numpy(),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _inside(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of beads of one residue, both ways, and the first bead of every residue."""
+        residue = self.system.bead_residue
+        return *pairs_in_groups(residue), np.flatnonzero(np.diff(residue, prepend=-1))
+
+    def _pairs(self, beads: np.ndarray, box: np.ndarray | None) -> Pairs:
+        """Beads that see one another in a frame."""
+        if self.model.checkpoint.network.encoder.config.alone:
+            first, second, _ = self._inside
+            relation, vectors = np.zeros(0, np.int64), beads[second] - beads[first]
+        else:
+            graph = self._graph(beads, box)
+            first, second = graph.first, graph.second
+            relation, vectors = graph.relation, graph.vectors
+        count = np.bincount(first, minlength=self.system.n_beads)
+        return Pairs(np.append(0, np.cumsum(count)), second, relation, vectors)
 
     @functools.cached_property
     def _kinds(self) -> list[ResidueKind]:

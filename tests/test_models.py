@@ -16,10 +16,11 @@ import torch
 from e3nn import o3
 from mdbackmap.errors import ModelError
 from mdbackmap.graph.chunks import BeadGraph
-from mdbackmap.graph.neighbours import find_pairs
+from mdbackmap.graph.neighbours import find_pairs, pairs_in_groups
 from mdbackmap.models import checkpoint, library
 from mdbackmap.models.checkpoint import Checkpoint
-from mdbackmap.models.encoder import EncoderConfig, RadialBasis
+from mdbackmap.models.encoder import SAME_RESIDUE, EncoderConfig, RadialBasis
+from mdbackmap.models.fast import Atoms, FastNetwork, Pairs, fast, supports
 from mdbackmap.models.hierarchical import HierarchicalVectors, place_atoms
 from mdbackmap.models.predict import Chunk, predict_in_chunks
 from safetensors.torch import load_file, save_file
@@ -506,3 +507,57 @@ def test_models_are_found_by_name_or_path(saved, monkeypatch, tmp_path):
         library.resolve("tinny")
     with pytest.raises(ModelError, match="neither"):
         library.resolve("../tiny")
+
+
+# Without small operations
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+@pytest.mark.parametrize("shape", [(16, 8, 3), (8, 16, 1), (24, 8, 2)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_fast_way_gives_what_the_network_gives(shape, size, alone):
+    torch.manual_seed(3)
+    scalars, vectors, layers = shape
+    config = EncoderConfig(scalars=scalars, vectors=vectors, layers=layers, radial=6,
+                           cutoff=CUTOFF, alone=alone)  # fmt: skip
+    network = HierarchicalVectors(config, 5, 4, 7).float().eval()
+    beads = cluster().float()
+    if alone:
+        # Residues of four beads, which see their own.
+        group = np.arange(N) // 4
+        first, second = pairs_in_groups(group)
+        gaps = (beads[second] - beads[first]).numpy()
+        relation = np.full(len(first), SAME_RESIDUE)
+    else:
+        first, second, gaps = find_pairs(beads.numpy(), None, CUTOFF)
+        relation = (kinds()[first] + kinds()[second]).numpy() % 5
+    near = BeadGraph(N, first, second, gaps, relation).neighbours(np.arange(N))
+    atom_bead = torch.arange(N).repeat_interleave(PER_BEAD)
+    key = (kinds()[:, None] + torch.arange(PER_BEAD)).flatten() % 7
+    with torch.no_grad():
+        expected = network(
+            kinds(), kinds() % 4, torch.full((N,), 0.1), torch.from_numpy(near.index),
+            torch.from_numpy(near.vectors), torch.from_numpy(near.relation),
+            torch.from_numpy(near.present), atom_bead, key,
+        ).numpy()  # fmt: skip
+    start = np.append(0, np.cumsum(np.bincount(first, minlength=N)))
+    atoms = Atoms(np.arange(N + 1) * PER_BEAD, np.arange(len(key)), key.numpy())
+    groups = np.flatnonzero(np.diff(group, prepend=-1)) if alone else None
+    fast_one = FastNetwork(network)
+    found = fast_one(
+        kinds(), kinds() % 4, 0.1, Pairs(start, second, relation, gaps), atoms, size, groups
+    )
+    # An untrained network gives small vectors.
+    size = np.abs(expected).max()
+    assert size > 1e-4
+    assert np.abs(found - expected).max() < 1e-4 * size
+
+
+def test_which_networks_can_be_run_fast():
+    assert supports(EncoderConfig(scalars=16, vectors=8))
+    assert not supports(EncoderConfig(scalars=12, vectors=8))
+    assert not supports(EncoderConfig(scalars=16, vectors=6))
+    odd = HierarchicalVectors(EncoderConfig(scalars=12, vectors=8), 5, 4, 7)
+    assert fast(odd) is None
+    even = HierarchicalVectors(EncoderConfig(scalars=16, vectors=8), 5, 4, 7)
+    assert fast(even) is fast(even)

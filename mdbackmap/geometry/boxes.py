@@ -6,11 +6,11 @@ exactly for distances below half the smallest height of the cell, which holds fo
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
+
+from mdbackmap.geometry import cells
 
 THINNEST = 1.0
 """Å between opposite faces of a cell; the number of images that matter grows without end below."""
@@ -79,22 +79,11 @@ def with_images(
     owner : ndarray, shape=(n + images,), int64
         The point each row is an image of; ``arange(n)`` first.
     """
-    owner = np.arange(len(points))
-    if box is None:
-        return points, owner
-    inside = points @ np.linalg.inv(box)
-    inside -= np.floor(inside)
-    for axis, margin in enumerate(cutoff / heights(box)):
-        images, owners = [inside], [owner]
-        for step in range(1, 1 + math.ceil(margin)):
-            for way in (step, -step):
-                shifted = inside[:, axis] + way
-                close = np.flatnonzero((shifted > -margin) & (shifted < 1 + margin))
-                images.append(inside[close])
-                images[-1][:, axis] = shifted[close]
-                owners.append(owner[close])
-        inside, owner = np.concatenate(images), np.concatenate(owners)
-    return inside @ box, owner
+    if box is None or not len(points):
+        return points, np.arange(len(points))
+    inside = cells.wrapped(np.ascontiguousarray(points), np.linalg.inv(box))
+    inside, owner = cells.images(inside, cutoff / heights(box))
+    return cells.unwrapped(inside, np.ascontiguousarray(box, dtype=np.float64)), owner
 
 
 class Unwrapper:

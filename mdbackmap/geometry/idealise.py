@@ -422,9 +422,9 @@ class SystemIdealiser:
         result = np.array(positions, dtype=np.float32)
         beads, n_frames = _reals(beads), len(result)
         pieces = spread(lambda one: self._begun(result, beads, *one), self._pieces(n_frames))
-        seen = _Seen.of(contacts, result) if contacts else None
+        seen = self._sorted(contacts, result) if contacts else None
         while pieces:
-            apart = self._apart(seen, result) if seen else None
+            apart = seen.look(result) if seen else None
 
             def go_on(piece: _Piece, apart: Apart | None = apart) -> bool:
                 near = (
@@ -465,35 +465,43 @@ class SystemIdealiser:
         )  # fmt: skip
         return _Piece(work, frame, atoms, used, before + start, before + stop)
 
-    def _apart(self, seen: _Seen, positions: np.ndarray) -> Apart:
+    def _sorted(self, contacts: Sequence[Contacts], positions: np.ndarray) -> _Seen:
         """Contacts by bundle; what a molecule sees of others and of images stands still."""
-        (bundle, slot), (other, other_slot) = (
-            self._slots(seen.frame, atoms, len(positions)) for atoms in (seen.first, seen.second)
+        frame = np.repeat(np.arange(len(contacts)), [len(c.first) for c in contacts])
+        first, second, vectors, nearest = (
+            np.concatenate(column)
+            for column in zip(*(vars(c).values() for c in contacts), strict=True)
         )
-        inside = self._kind[seen.first] == self._kind[seen.second]
-        inside &= self._molecule[seen.first] == self._molecule[seen.second]
-        inside &= np.abs(seen.jump).max(axis=1) < IMAGE
+        jump = positions[frame, first] + vectors - positions[frame, second]
+        inside = self._kind[first] == self._kind[second]
+        inside &= self._molecule[first] == self._molecule[second]
+        inside &= np.abs(jump).max(axis=1) < IMAGE
         own, across = np.flatnonzero(inside), np.flatnonzero(~inside)
-        own = own[np.argsort(bundle[own], kind="stable")]
-        # Seen from either side, and as far away as if the other had done its half already.
-        frame = seen.frame[across]
-        here, there = (positions[frame, atoms[across]] for atoms in (seen.first, seen.second))
-        vectors = there + seen.jump[across] - here
-        length, nearest = np.linalg.norm(vectors, axis=1), seen.nearest[across]
-        grown = 0.5 * np.maximum(nearest / np.maximum(length, 0.1) - 1, 0)
-        vectors = vectors * (1 + grown)[:, None]
-        points = np.concatenate([here + vectors, there - vectors])
-        of = np.concatenate([bundle[across], other[across]])
-        ends = np.concatenate([slot[across], other_slot[across]])
-        order = np.argsort(of, kind="stable")
         n_bundles = sum(kind.bundles(len(positions)) for kind in self.kinds)
+
+        bundle, slot = self._slots(frame[own], first[own], len(positions))
+        own = own[np.argsort(bundle, kind="stable")]
+        pairs = np.stack([
+            self._slots(frame[own], atoms[own], len(positions))[1] for atoms in (first, second)
+        ], axis=1)  # fmt: skip
+        # Each end of what goes across sees the other one.
+        ends, others = (
+            np.concatenate([first[across], second[across]]),
+            np.concatenate([second[across], first[across]]),
+        )
+        frame, jump = np.tile(frame[across], 2), np.concatenate([jump[across], -jump[across]])
+        of, slot = self._slots(frame, ends, len(positions))
+        order = np.argsort(of, kind="stable")
         starts = [np.append(0, np.cumsum(np.bincount(rows, minlength=n_bundles)))
-                  for rows in (bundle[own], of)]  # fmt: skip
-        return Apart(
-            _whole(np.stack([slot[own], other_slot[own]], axis=1)), _reals(seen.nearest[own]),
-            starts[0], _whole(ends[order]), _reals(points[order]),
-            _reals(np.tile(nearest, 2)[order]), starts[1],
+                  for rows in (bundle, of)]  # fmt: skip
+        limits = np.tile(nearest[across], 2)[order]
+        apart = Apart(
+            _whole(pairs), _reals(nearest[own]), starts[0], _whole(slot[order]),
+            np.empty((len(order), 3), np.float32), _reals(limits), starts[1],
         )  # fmt: skip
+        n_atoms = positions.shape[1]
+        return _Seen(apart, frame[order] * n_atoms + ends[order],
+                     frame[order] * n_atoms + others[order], _reals(jump[order]))  # fmt: skip
 
     def _slots(
         self, frame: np.ndarray, atoms: np.ndarray, n_frames: int
@@ -520,32 +528,35 @@ class _Piece:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """Contacts of several frames.
+    """Contacts of some frames, whose points are where others are now.
 
     Attributes
     ----------
-    frame, first, second : ndarray, shape=(m,), int64
-    jump : ndarray, shape=(m, 3), Å
-        From the second atom to its image that is near.
-    nearest : ndarray, shape=(m,), float32, Å
+    apart : Apart
+        Its points are written by `look`.
+    ends, others : ndarray, shape=(m,), int64
+        Rows of the atoms that see points, and of those that are seen, among those of all frames.
+    jump : ndarray, shape=(m, 3), float32, Å
+        From the seen atom to its image that is near.
     """
 
-    frame: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    apart: Apart
+    ends: np.ndarray
+    others: np.ndarray
     jump: np.ndarray
-    nearest: np.ndarray
 
-    @classmethod
-    def of(cls, contacts: Sequence[Contacts], positions: np.ndarray) -> _Seen:
-        """Return contacts of the given positions, shape (n_frames, n_atoms, 3)."""
-        frame = np.repeat(np.arange(len(contacts)), [len(c.first) for c in contacts])
-        first, second, vectors, nearest = (
-            np.concatenate(column)
-            for column in zip(*(vars(c).values() for c in contacts), strict=True)
-        )
-        jump = positions[frame, first] + vectors - positions[frame, second]
-        return cls(frame, first, second, jump, nearest)
+    def look(self, positions: np.ndarray) -> Apart:
+        """Return contacts with points as far away as if the other had done its half already."""
+        flat = positions.reshape(-1, 3)
+        here = flat.take(self.ends, axis=0)
+        ways = flat.take(self.others, axis=0)
+        ways += self.jump
+        ways -= here
+        length = np.sqrt(np.einsum("mx,mx->m", ways, ways))
+        grown = 0.5 * np.maximum(self.apart.nearest / np.maximum(length, 0.1) - 1, 0)
+        ways *= (1 + grown)[:, None]
+        np.add(here, ways, out=self.apart.points)
+        return self.apart
 
 
 def _of_bundles(apart: Apart, first: int, stop: int) -> Apart:

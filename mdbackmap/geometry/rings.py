@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.spatial import cKDTree
 
-from mdbackmap.geometry.boxes import heights, minimum_image, spanning_tree, with_images
+from mdbackmap.geometry import cells
+from mdbackmap.geometry.boxes import minimum_image, spanning_tree, with_images
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import ContactRules
 from mdbackmap.geometry.idealise import Idealiser, kept_apart
@@ -45,8 +45,6 @@ WATCHED = 5.0
 """Å around loose atoms within which others are kept away."""
 SWEEPS, MOMENTUM = 128, 0.8
 """Of the idealiser: few atoms are moved, but far, and between others that stand still."""
-_CELLS = 128
-"""Most cells along an axis."""
 _AT_ONCE = 8192
 
 
@@ -179,41 +177,14 @@ def near(
     if not len(centres) or not len(points):
         none = np.zeros(0, dtype=np.int64)
         return none, none, np.zeros((0, 3))
-    around = np.flatnonzero(_about(centres, points, box, cutoff))
-    centres, _ = with_images(centres, box, 0.0)
-    points, owner = with_images(points[around], box, cutoff)
-    table = cKDTree(centres).sparse_distance_matrix(cKDTree(points), cutoff, output_type="ndarray")
-    i, j = table["i"].astype(np.int64), table["j"].astype(np.int64)
-    return i, around[owner[j]], points[j] - centres[i]
-
-
-def _about(
-    centres: np.ndarray, points: np.ndarray, box: np.ndarray | None, cutoff: float
-) -> np.ndarray:
-    """Which points are in a cell of a grid that holds a centre, or next to one."""
-    if box is None:
-        low = centres.min(axis=0) - cutoff
-        size = centres.max(axis=0) + cutoff - low
-        share = (points - low) / size
-        inside = ((share >= 0) & (share < 1)).all(axis=1)
-        centres = (centres - low) / size
-    else:
-        size, inverse = heights(box), np.linalg.inv(box)
-        share, centres = points @ inverse, centres @ inverse
-        share -= np.floor(share)
-        centres -= np.floor(centres)
-        inside = np.ones(len(points), dtype=bool)
-    shape = np.clip(np.floor(size / max(cutoff, 1e-3)), 1, _CELLS).astype(np.int64)
-
-    def cell(at: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(np.minimum((at * shape).astype(np.int64), shape - 1).T)
-
-    grid = np.zeros(shape, dtype=bool)
-    grid[cell(centres)] = True
-    for axis in range(3):
-        grid = grid | np.roll(grid, 1, axis) | np.roll(grid, -1, axis)
-    inside[inside] = grid[cell(share[inside])]
-    return inside
+    centres, _ = with_images(np.asarray(centres, dtype=np.float64), box, 0.0)
+    points, owner = with_images(np.asarray(points, dtype=np.float64), box, cutoff)
+    low, size, shape = cells.grid(points, cutoff)
+    order, start = cells.sorted_by_cell(points, low, size, shape)
+    pairs, vectors = cells.pairs_of_two(centres, points[order], start, low, size, shape, cutoff)
+    centre, point = pairs[:, 0], owner[order[pairs[:, 1]]]
+    rows = np.lexsort((point, centre))
+    return centre[rows], point[rows], vectors[rows].astype(np.float64)
 
 
 def _crosses(start: np.ndarray, along: np.ndarray, corner: np.ndarray) -> np.ndarray:
@@ -331,7 +302,7 @@ class RingGuard:
     def _apart(self, ring: np.ndarray, bond: np.ndarray) -> Iterator[tuple[int, int]]:
         """Pierced rings of which no two share a ring or a spear; the others wait a round."""
         taken: set[int] = set()
-        for r, b in zip(ring.tolist(), bond.tolist(), strict=True):
+        for r, b in zip(ring[::-1].tolist(), bond[::-1].tolist(), strict=True):
             bodies = set(np.concatenate(self._bodies(r, b)).tolist())
             if not bodies & taken:
                 taken |= bodies

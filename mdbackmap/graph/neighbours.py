@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from mdbackmap.compiled import compiled
+from mdbackmap.geometry import cells
 from mdbackmap.geometry.boxes import with_images
 from mdbackmap.threads import spread
 
@@ -98,124 +98,20 @@ def _half_of_pairs(
         but = np.zeros((0, 0), dtype=np.int32)
     if not len(points):
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.float32)
-    low = points.min(axis=0)
-    extent = points.max(axis=0) - low
-    size, shape = _grid(extent, cutoff, len(points))
-    order, start = _sorted_by_cell(points, low, size, shape)
+    low, size, shape = cells.grid(points, cutoff)
+    order, start = cells.sorted_by_cell(points, low, size, shape)
     points, owner = points[order], owner[order]
     columns = shape[0] * shape[1]
     pieces = max(1, min(int(columns), len(points) // PIECE))
     cuts = np.linspace(0, columns, pieces + 1).astype(np.int64)
     found = spread(
-        lambda k: _pairs_in_cells(
+        lambda k: cells.pairs_in_cells(
             points, order, owner, start, shape, cuts[k], cuts[k + 1], cutoff, n, own_images, but
         ),
         range(pieces),
     )
     pairs, vectors = (np.concatenate(column) for column in zip(*found, strict=True))
     return pairs[:, 0].copy(), pairs[:, 1].copy(), vectors
-
-
-def _grid(extent: np.ndarray, cutoff: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Size of cells, Å, none smaller than the cutoff, and how many there are along each axis."""
-    size = np.full(3, max(cutoff, 1e-3))
-    while True:
-        shape = np.floor(extent / size) + 1
-        if shape.prod() <= max(2 * n, 64):
-            return size, shape.astype(np.int64)
-        # Far more cells than points: the widest axes are cut more coarsely.
-        size = np.where(shape == shape.max(), 2 * size, size)
-
-
-@compiled
-def _sorted_by_cell(points, low, size, shape):
-    """Points in the order of their cells, and where each cell starts."""
-    n = len(points)
-    cell = np.empty(n, np.int64)
-    start = np.zeros(shape[0] * shape[1] * shape[2] + 1, np.int64)
-    for i in range(n):
-        number = 0
-        for x in range(3):
-            place = int((points[i, x] - low[x]) / size[x])
-            number = number * shape[x] + min(max(place, 0), shape[x] - 1)
-        cell[i] = number
-        start[number + 1] += 1
-    for k in range(len(start) - 1):
-        start[k + 1] += start[k]
-    order, place = np.empty(n, np.int64), np.zeros(len(start), np.int64)
-    for i in range(n):
-        order[start[cell[i]] + place[cell[i]]] = i
-        place[cell[i]] += 1
-    return order, start
-
-
-@compiled
-def _pairs_in_cells(points, number, owner, start, shape, begin, end, cutoff, n, own_images, but):
-    """Pairs whose first point, in the order of cells, lies in some columns of cells.
-
-    Points are sorted by cell; ``number`` is what each was before, ``owner`` whose image it is.
-    """
-    size = 1024
-    pairs, vectors = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)
-    found, limit = 0, cutoff * cutoff
-    for column in range(begin, end):
-        x, y = column // shape[1], column % shape[1]
-        for z in range(shape[2]):
-            here = column * shape[2] + z
-            for i in range(start[here], start[here + 1]):
-                # Cells along z follow one another, so that half of the 27 are five runs.
-                for run in range(5):
-                    if run == 0:
-                        low, high = i + 1, start[here - z + min(z + 2, shape[2])]
-                    else:
-                        across = x + (0 if run == 1 else 1)
-                        beside = y + (1 if run == 1 else run - 3)
-                        if across >= shape[0] or beside < 0 or beside >= shape[1]:
-                            continue
-                        base = (across * shape[1] + beside) * shape[2]
-                        low = start[base + max(z - 1, 0)]
-                        high = start[base + min(z + 2, shape[2])]
-                    for j in range(low, high):
-                        dx = points[j, 0] - points[i, 0]
-                        dy = points[j, 1] - points[i, 1]
-                        dz = points[j, 2] - points[i, 2]
-                        if dx * dx + dy * dy + dz * dz > limit:
-                            continue
-                        a, b = (i, j) if number[i] < number[j] else (j, i)
-                        # A pair across a face is met twice, once from either side.
-                        if number[a] >= n or owner[a] > owner[b]:
-                            continue
-                        if owner[a] == owner[b] and not own_images:
-                            continue
-                        listed = False
-                        if len(but):
-                            for k in range(but.shape[1]):
-                                if but[owner[a], k] == owner[b]:
-                                    listed = True
-                        if listed:
-                            continue
-                        if found == size:
-                            size *= 2
-                            pairs, vectors = _longer(pairs, vectors, size)
-                        pairs[found, 0], pairs[found, 1] = owner[a], owner[b]
-                        way = 1 if a == i else -1
-                        vectors[found, 0] = way * dx
-                        vectors[found, 1] = way * dy
-                        vectors[found, 2] = way * dz
-                        found += 1
-    return _longer(pairs, vectors, found)
-
-
-@compiled
-def _longer(pairs, vectors, size):
-    """The same rows in longer arrays."""
-    more, further = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)
-    for k in range(min(len(pairs), size)):
-        for x in range(2):
-            more[k, x] = pairs[k, x]
-        for x in range(3):
-            further[k, x] = vectors[k, x]
-    return more, further
 
 
 def _stable_order(numbers: np.ndarray, most: int) -> np.ndarray:

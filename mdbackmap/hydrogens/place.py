@@ -119,7 +119,7 @@ class HydrogenPlacer:
         -------
         ndarray, shape=(n_hydrogens, 3), float32, Å
         """
-        recipes, n = self.recipes, self.recipes.n_hydrogens
+        recipes = self.recipes
         heavy = np.ascontiguousarray(heavy, dtype=np.float32)
         frames = local_frames(heavy, recipes.bearers, recipes.neighbours, recipes.kind)
         offsets = usual_places(frames, recipes.owner, recipes.coefficients)
@@ -132,9 +132,8 @@ class HydrogenPlacer:
         asked[: self._n_donors] = False
         if asked[:-1].any():
             offsets = self._turned(asked[:-1], frames, offsets, pairs)
-        bearer = recipes.bearers[recipes.owner]
-        spread_out(*near, offsets, self._first, bearer, WATCHED)
-        return heavy[bearer] + offsets if n else offsets
+        spread_out(*near, offsets, self._first, WATCHED)
+        return heavy[recipes.bearers[recipes.owner]] + offsets
 
     def _turned(
         self, asked: np.ndarray, frames: np.ndarray, offsets: np.ndarray, pairs: Nearby

@@ -38,7 +38,7 @@ def clashing(rows, gaps, limit, offsets):
 
 
 @compiled
-def spread_out(rows, gaps, limit, offsets, first, owner, watched):
+def spread_out(rows, gaps, limit, offsets, first, watched):
     """Change offsets of hydrogens from their bearers, of those that meet, in place.
 
     Parameters
@@ -47,8 +47,6 @@ def spread_out(rows, gaps, limit, offsets, first, owner, watched):
         As in `clashing`.
     first : ndarray, shape=(h,), int64
         The first hydrogen of each one's bearer.
-    owner : ndarray, shape=(h,), int64
-        Their bearers.
     watched : float, Å
         Beyond the limits, within which pairs count.
     """
@@ -60,31 +58,32 @@ def spread_out(rows, gaps, limit, offsets, first, owner, watched):
             near[m] = moved[rows[m, 0]] = True
             if rows[m, 1] >= 0:
                 moved[rows[m, 1]] = True
-    usual, step = offsets.copy(), np.zeros((n, 3), np.float32)
-    length = np.empty(n, np.float32)
-    for p in range(n):
-        length[p] = np.sqrt(usual[p, 0] ** 2 + usual[p, 1] ** 2 + usual[p, 2] ** 2) + _TINY
+    # Those that count, in short arrays.
+    pairs, those = np.flatnonzero(near), np.flatnonzero(moved)
+    usual, step = np.empty((len(those), 3), np.float32), np.zeros((n, 3), np.float32)
+    length = np.empty(len(those), np.float32)
+    for k in range(len(those)):
+        p = those[k]
+        for x in range(3):
+            usual[k, x] = offsets[p, x]
+        length[k] = np.sqrt(usual[k, 0] ** 2 + usual[k, 1] ** 2 + usual[k, 2] ** 2) + _TINY
     for sweep in range(SWEEPS):
-        for m in range(len(rows)):
-            if near[m]:
-                _push(step, offsets, rows[m, 0], rows[m, 1], gaps[m, 0], gaps[m, 1], gaps[m, 2],
-                      limit[m])  # fmt: skip
-        for p in range(n):
-            if moved[p]:
-                for q in range(first[p], p):
-                    if moved[q]:
-                        _push(step, offsets, q, p, 0.0, 0.0, 0.0, SIBLINGS)
-        for p in range(n):
-            if not moved[p]:
-                continue
-            size = np.float32(0)
+        for m in pairs:
+            _push(step, offsets, rows[m, 0], rows[m, 1], gaps[m, 0], gaps[m, 1], gaps[m, 2],
+                  limit[m])  # fmt: skip
+        for p in those:
+            for q in range(first[p], p):
+                if moved[q]:
+                    _push(step, offsets, q, p, 0.0, 0.0, 0.0, SIBLINGS)
+        for k in range(len(those)):
+            p, size = those[k], np.float32(0)
             for x in range(3):
                 new = offsets[p, x] + step[p, x]
                 if sweep < SWEEPS * 3 // 4:
-                    new += PULL * (usual[p, x] - offsets[p, x])
+                    new += PULL * (usual[k, x] - offsets[p, x])
                 offsets[p, x], step[p, x] = new, 0
                 size += new * new
-            scale = length[p] / (np.sqrt(size) + _TINY)
+            scale = length[k] / (np.sqrt(size) + _TINY)
             for x in range(3):
                 offsets[p, x] *= scale
 

@@ -1,0 +1,262 @@
+"""Points sorted into cells, and pairs of them that are near one another: compiled loops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mdbackmap.compiled import compiled
+
+LEAST = 1e-3
+"""Å; no cell is smaller."""
+
+
+def grid(points: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where cells begin, their size, Å, none smaller than the cutoff, and their numbers.
+
+    Parameters
+    ----------
+    points : ndarray, shape=(n, 3), Å
+        At least one.
+    """
+    low, size = points.min(axis=0), np.full(3, max(cutoff, LEAST))
+    extent = points.max(axis=0) - low
+    while True:
+        shape = np.floor(extent / size) + 1
+        if shape.prod() <= max(2 * len(points), 64):
+            return low, size, shape.astype(np.int64)
+        # Far more cells than points: the widest axes are cut more coarsely.
+        size = np.where(shape == shape.max(), 2 * size, size)
+
+
+@compiled
+def sorted_by_cell(points, low, size, shape):
+    """Return the order of points by their cells, and where each cell starts."""
+    n = len(points)
+    cell = np.empty(n, np.int64)
+    start = np.zeros(shape[0] * shape[1] * shape[2] + 1, np.int64)
+    for i in range(n):
+        number = 0
+        for x in range(3):
+            number = number * shape[x] + _place(points[i, x], low[x], size[x], shape[x])
+        cell[i] = number
+        start[number + 1] += 1
+    for k in range(len(start) - 1):
+        start[k + 1] += start[k]
+    order, place = np.empty(n, np.int64), np.zeros(len(start), np.int64)
+    for i in range(n):
+        order[start[cell[i]] + place[cell[i]]] = i
+        place[cell[i]] += 1
+    return order, start
+
+
+@compiled
+def _place(at, low, size, count):
+    return min(max(int((at - low) / size), 0), count - 1)
+
+
+@compiled
+def pairs_in_cells(points, number, owner, start, shape, begin, end, cutoff, n, own_images, but):
+    """Find pairs whose first point, in the order of cells, lies in some columns of cells.
+
+    Parameters
+    ----------
+    points, number, owner : ndarray, shape=(m, 3), float64, (m,), (m,), int64
+        Sorted by cell; ``number`` is what each was before, ``owner`` whose image it is.
+    start : ndarray; shape : ndarray, shape=(3,)
+        As `sorted_by_cell` and `grid` return them.
+    n : int
+        Points that are no images; numbered first.
+    own_images : bool
+        With pairs of a point and an image of itself.
+    but : ndarray, shape=(n, k) or (0, 0), int32
+        Points of higher numbers that are no neighbours of each; padded with -1.
+
+    Returns
+    -------
+    ndarray, shape=(k, 2), int64; ndarray, shape=(k, 3), float32
+        Pairs, the lower number first, and the way from one to the other.
+    """
+    size = 1024
+    pairs, vectors = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)
+    found, limit = 0, cutoff * cutoff
+    for column in range(begin, end):
+        x, y = column // shape[1], column % shape[1]
+        for z in range(shape[2]):
+            here = column * shape[2] + z
+            for i in range(start[here], start[here + 1]):
+                # Cells along z follow one another, so that half of the 27 are five runs.
+                for run in range(5):
+                    if run == 0:
+                        low, high = i + 1, start[here - z + min(z + 2, shape[2])]
+                    else:
+                        across = x + (0 if run == 1 else 1)
+                        beside = y + (1 if run == 1 else run - 3)
+                        if across >= shape[0] or beside < 0 or beside >= shape[1]:
+                            continue
+                        base = (across * shape[1] + beside) * shape[2]
+                        low = start[base + max(z - 1, 0)]
+                        high = start[base + min(z + 2, shape[2])]
+                    for j in range(low, high):
+                        dx = points[j, 0] - points[i, 0]
+                        dy = points[j, 1] - points[i, 1]
+                        dz = points[j, 2] - points[i, 2]
+                        if dx * dx + dy * dy + dz * dz > limit:
+                            continue
+                        a, b = (i, j) if number[i] < number[j] else (j, i)
+                        # A pair across a face is met twice, once from either side.
+                        if number[a] >= n or owner[a] > owner[b]:
+                            continue
+                        if owner[a] == owner[b] and not own_images:
+                            continue
+                        if len(but) and _listed(but, owner[a], owner[b]):
+                            continue
+                        if found == size:
+                            size *= 2
+                            pairs, vectors = _longer(pairs, vectors, size)
+                        way = 1 if a == i else -1
+                        _write(pairs, vectors, found, owner[a], owner[b], way * dx, way * dy,
+                               way * dz)  # fmt: skip
+                        found += 1
+    return _longer(pairs, vectors, found)
+
+
+@compiled
+def pairs_of_two(centres, points, start, low, size, shape, cutoff):
+    """Find pairs of a centre and a point within a cutoff.
+
+    Parameters
+    ----------
+    centres : ndarray, shape=(m, 3), float64, Å
+    points : ndarray, shape=(k, 3), float64, Å
+        Sorted by cell; further parameters and returns as above, points numbered as they are given.
+    """
+    room = 1024
+    pairs, vectors = np.empty((room, 2), np.int64), np.empty((room, 3), np.float32)
+    found, limit = 0, cutoff * cutoff
+    for i in range(len(centres)):
+        x = int(np.floor((centres[i, 0] - low[0]) / size[0]))
+        y = int(np.floor((centres[i, 1] - low[1]) / size[1]))
+        z = int(np.floor((centres[i, 2] - low[2]) / size[2]))
+        first, last = max(z - 1, 0), min(z + 2, shape[2])
+        if first >= last:
+            continue
+        for across in range(max(x - 1, 0), min(x + 2, shape[0])):
+            for beside in range(max(y - 1, 0), min(y + 2, shape[1])):
+                base = (across * shape[1] + beside) * shape[2]
+                for j in range(start[base + first], start[base + last]):
+                    dx = points[j, 0] - centres[i, 0]
+                    dy = points[j, 1] - centres[i, 1]
+                    dz = points[j, 2] - centres[i, 2]
+                    if dx * dx + dy * dy + dz * dz > limit:
+                        continue
+                    if found == room:
+                        room *= 2
+                        pairs, vectors = _longer(pairs, vectors, room)
+                    _write(pairs, vectors, found, i, j, dx, dy, dz)
+                    found += 1
+    return _longer(pairs, vectors, found)
+
+
+@compiled
+def wrapped(points, inverse):
+    """Return shares of box vectors between 0 and 1, shape (n, 3), float64."""
+    inside = np.empty((len(points), 3), np.float64)
+    for i in range(len(points)):
+        for x in range(3):
+            share = (points[i, 0] * inverse[0, x] + points[i, 1] * inverse[1, x]
+                     + points[i, 2] * inverse[2, x])  # fmt: skip
+            inside[i, x] = share - np.floor(share)
+    return inside
+
+
+@compiled
+def images(inside, margins):
+    """Append images within margins of the cell.
+
+    Parameters
+    ----------
+    inside : ndarray, shape=(n, 3), float64
+        As `wrapped` returns them.
+    margins : ndarray, shape=(3,)
+        Shares of box vectors.
+
+    Returns
+    -------
+    ndarray, shape=(n + images, 3), float64; ndarray, shape=(n + images,), int64
+        Shares, and the point each is an image of.
+    """
+    count = np.int64(len(inside))
+    room = count + count // 2 + 64
+    points, owner = _room(inside, room)
+    for axis in range(3):
+        margin, before = margins[axis], count
+        for step in range(1, 1 + int(np.ceil(margin))):
+            for way in (step, -step):
+                for i in range(before):
+                    shifted = points[i, axis] + way
+                    if -margin < shifted < 1 + margin:
+                        if count == room:
+                            room *= 2
+                            points, owner = _more_room(points, owner, room)
+                        for x in range(3):
+                            points[count, x] = points[i, x]
+                        points[count, axis], owner[count] = shifted, owner[i]
+                        count += 1
+    return _more_room(points, owner, count)
+
+
+@compiled
+def unwrapped(inside, box):
+    """Return points from shares of box vectors, shape (n, 3), float64, Å."""
+    points = np.empty((len(inside), 3), np.float64)
+    for i in range(len(inside)):
+        for x in range(3):
+            points[i, x] = (inside[i, 0] * box[0, x] + inside[i, 1] * box[1, x]
+                            + inside[i, 2] * box[2, x])  # fmt: skip
+    return points
+
+
+@compiled
+def _room(inside, room):
+    points, owner = np.empty((room, 3), np.float64), np.empty(room, np.int64)
+    for i in range(len(inside)):
+        owner[i] = i
+        for x in range(3):
+            points[i, x] = inside[i, x]
+    return points, owner
+
+
+@compiled
+def _more_room(points, owner, room):
+    more, owners = np.empty((room, 3), np.float64), np.empty(room, np.int64)
+    for i in range(min(room, len(points))):
+        owners[i] = owner[i]
+        for x in range(3):
+            more[i, x] = points[i, x]
+    return more, owners
+
+
+@compiled
+def _listed(table, i, j):
+    found = False
+    for k in range(table.shape[1]):
+        found |= table[i, k] == j
+    return found
+
+
+@compiled
+def _write(pairs, vectors, k, i, j, x, y, z):
+    pairs[k, 0], pairs[k, 1] = i, j
+    vectors[k, 0], vectors[k, 1], vectors[k, 2] = x, y, z
+
+
+@compiled
+def _longer(pairs, vectors, size):
+    """The same rows in longer arrays."""
+    more, further = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)
+    for k in range(min(len(pairs), size)):
+        for x in range(2):
+            more[k, x] = pairs[k, x]
+        for x in range(3):
+            further[k, x] = vectors[k, x]
+    return more, further
