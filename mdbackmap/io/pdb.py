@@ -7,14 +7,17 @@ chains, and writes the box of the first frame only.
 from __future__ import annotations
 
 import functools
+import itertools
 
 import MDAnalysis as mda
 import numpy as np
 
+from mdbackmap.compiled import compiled
 from mdbackmap.io.files import bond_table
 
 MOST_NUMBERED = 99_999
 """Atoms that the columns of CONECT can number; larger files are written without bonds."""
+ZERO, MINUS, POINT, SPACE = (ord(letter) for letter in "0-. ")
 _LOWEST, _HIGHEST = -999.9995, 9999.9995
 """Å that the columns of a coordinate can hold."""
 
@@ -36,8 +39,12 @@ class PDBText:
         self.models, self.universe = models, universe
 
     @functools.cached_property
-    def _columns(self) -> tuple[list[str], list[str]]:
-        return _columns(self.universe)
+    def _lines(self) -> np.ndarray:
+        return _lines(self.universe)
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return sorted(_chain_ends(self.universe))
 
     def head(self, dimensions: np.ndarray | None) -> str:
         """Return what stands before the first frame."""
@@ -71,10 +78,13 @@ class PDBText:
             lines.append(f"CRYST1{sides}{angles} P 1           1\n")
         if self.models:
             lines.append(f"MODEL     {(number + 1) % 10000:4d}\n")
-        heads, tails = self._columns
-        # Flat lists of numbers are nothing for the garbage collector to go through.
-        for head, x, y, z, tail in zip(heads, *positions.T.tolist(), tails, strict=True):
-            lines.append(f"{head}{x:8.3f}{y:8.3f}{z:8.3f}{tail}")
+        rows = self._lines
+        for axis, values in enumerate(positions.T):
+            _write_thousandths(rows[:, 30 + 8 * axis : 38 + 8 * axis], values)
+        # Behind the last atom of a chain stands TER.
+        cuts = [0, *(end + 1 for end in self._ends), len(rows)]
+        pieces = [rows[a:b].tobytes().decode("ascii") for a, b in itertools.pairwise(cuts)]
+        lines.append("TER\n".join(pieces))
         if self.models:
             lines.append("ENDMDL\n")
         return "".join(lines)
@@ -84,23 +94,71 @@ class PDBText:
         return "".join([*_conect(self.universe), "END\n"])
 
 
-def _columns(universe: mda.Universe) -> tuple[list[str], list[str]]:
-    """Return what stands before and behind the coordinates of every atom."""
+def _lines(universe: mda.Universe) -> np.ndarray:
+    """Return a line for every atom, shape (n_atoms, 81), uint8; coordinates are to be written."""
     atoms = universe.atoms
     refuse_long_names(universe, 4)
-    ends = _chain_ends(universe)
-    heads, tails = [], []
-    rows = zip(atoms.record_types, atoms.names, atoms.resnames, atoms.chainIDs,
-               atoms.resids.tolist(), atoms.elements, strict=True)  # fmt: skip
-    for i, (record, name, resname, chain, resid, element) in enumerate(rows):
-        if len(name) < 4 and len(element) < 2:
-            name = f" {name}"
-        number = resid % 10000 if resid >= 0 else resid
-        heads.append(f"{record:6s}{(i + 1) % 100000:5d} {name:4s} {resname:4s}{chain or ' '}"
-                     f"{number:4d}    ")  # fmt: skip
-        ter = "TER\n" if i in ends else ""
-        tails.append(f"  1.00  0.00          {element.upper():>2s}  \n{ter}")
-    return heads, tails
+    lines = np.full((len(atoms), 81), SPACE, dtype=np.uint8)
+    lines[:, 80] = ord("\n")
+    residue = atoms.resindices
+    lines[:, :6] = _letters(atoms.record_types, 6)
+    names, elements = _letters(atoms.names, 4), _letters(atoms.elements, 2)
+    # Names of one-letter elements begin in the second column, where they fit.
+    aside = (names[:, 3] == SPACE) & (elements[:, 1] == SPACE)
+    names[aside] = np.roll(names[aside], 1, axis=1)
+    lines[:, 12:16] = names
+    lines[:, 17:21] = _letters(universe.residues.resnames, 4)[residue]
+    lines[:, 21:22] = _letters(atoms.chainIDs, 1)
+    elements -= 32 * ((elements >= ord("a")) & (elements <= ord("z"))).astype(np.uint8)
+    short = elements[:, 1] == SPACE
+    elements[short] = elements[short][:, ::-1]
+    lines[:, 76:78] = elements
+    lines[:, 54:66] = np.frombuffer(b"  1.00  0.00", np.uint8)
+    _write_numbers(lines[:, 6:11], np.arange(1, len(atoms) + 1) % 100000)
+    resids = universe.residues.resids[residue]
+    _write_numbers(lines[:, 22:26], np.where(resids >= 0, resids % 10000, resids))
+    return lines
+
+
+def _letters(words: np.ndarray, width: int) -> np.ndarray:
+    """Return words from the left of so many columns, shape (n, width), uint8."""
+    letters = words.astype(f"S{width}").view(np.uint8).reshape(-1, width).copy()
+    letters[letters == 0] = SPACE
+    return letters
+
+
+@compiled
+def _write_numbers(columns, numbers):
+    """Write whole numbers into columns (n, width) of lines, from the right."""
+    for i in range(len(columns)):
+        rest, below = abs(numbers[i]), numbers[i] < 0
+        for k in range(columns.shape[1] - 1, -1, -1):
+            more = rest > 0 or k == columns.shape[1] - 1
+            columns[i, k] = _digit(rest, more, below)
+            below = below and more
+            rest //= 10
+
+
+@compiled
+def _write_thousandths(columns, values):
+    """Write numbers with three decimals into eight columns of lines."""
+    for i in range(len(columns)):
+        whole = int(np.rint(np.float64(values[i]) * 1000))
+        rest, below = abs(whole), whole < 0
+        columns[i, 4] = POINT
+        for k in (7, 6, 5, 3, 2, 1, 0):
+            more = rest > 0 or k >= 3
+            columns[i, k] = _digit(rest, more, below)
+            below = below and more
+            rest //= 10
+
+
+@compiled
+def _digit(rest, more, below):
+    """The last digit, or where there is none a sign, once, or nothing."""
+    if more:
+        return ZERO + rest % 10
+    return MINUS if below else SPACE
 
 
 def refuse_long_names(universe: mda.Universe, columns: int) -> None:

@@ -58,7 +58,7 @@ def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
         Tempfactors(np.zeros(n_atoms)),
         RecordTypes(np.where(kinds == "protein", "ATOM", "HETATM").astype(object)),
         ChainIDs(letters[residue].astype(object)),
-        Bonds(list(zip(*table.bonds.T.tolist(), strict=True))),
+        _bonds(table.bonds),
         Resids(resids),
         Resnums(resids),
         Resnames(table.resnames[first].astype(object)),
@@ -67,6 +67,19 @@ def atom_topology(system: System, atoms: AtomTable | None = None) -> Topology:
     ]
     return Topology(n_atoms, n_residues, len(names), attrs=attributes,
                     atom_resindex=residue, residue_segindex=segment)  # fmt: skip
+
+
+def _bonds(pairs: np.ndarray) -> Bonds:
+    """Return bonds (m, 2) as MDAnalysis has them.
+
+    Its constructor looks at the type of every number, which takes longer than all else about a
+    large topology; these are known to be whole, and are put in order here.
+    """
+    bonds = Bonds(())
+    bonds.values = list(zip(*np.sort(pairs, axis=1).T.tolist(), strict=True))
+    bonds.types = bonds.order = [None] * len(pairs)
+    bonds._guessed = [False] * len(pairs)
+    return bonds
 
 
 def _with_solvent(
