@@ -8,11 +8,17 @@ Kernels hold no lock of the interpreter, so that threads of `mdbackmap.threads` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import filelock
 import numba
 from numba.core import event
+from numba.core.caching import FunctionCache
+
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,12 +27,50 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Arrays must be C-contiguous, and of the same type in every call: each other type is compiled
     anew. Sums are not reordered, so that the same input gives the same output bit for bit.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    kernel = numba.njit(**_OPTIONS)(function)
     try:
-        return numba.njit(cache=True, **options)(function)
+        kernel._cache = _Cache(function)
     except RuntimeError:
         # No folder can be written to. Each process then compiles for itself.
-        return numba.njit(**options)(function)
+        return kernel
+    return kernel
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function as a part of others, with which it is kept."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+class _Cache(FunctionCache):
+    """Kept kernels, which one process at a time may look at.
+
+    numba numbers its files by what it finds. Of two processes that compile a kernel for arrays of
+    different types at once, one could be left with the code of the other, and crash.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with self._alone():
+            return super().load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with self._alone():
+            super().save_overload(sig, data)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        folder = Path(self.cache_path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(folder / f"{self._impl.filename_base}.lock")
+            lock.acquire()
+        except OSError:
+            # Where nothing can be written, nothing changes either.
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def tell_when_compiling(tell: Callable[[], None]) -> None:

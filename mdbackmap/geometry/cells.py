@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 
 LEAST = 1e-3
 """Å; no cell is smaller."""
@@ -49,7 +49,7 @@ def sorted_by_cell(points, low, size, shape):
     return order, start
 
 
-@compiled
+@part
 def _place(at, low, size, count):
     return min(max(int((at - low) / size), 0), count - 1)
 
@@ -216,7 +216,7 @@ def unwrapped(inside, box):
     return points
 
 
-@compiled
+@part
 def _room(inside, room):
     points, owner = np.empty((room, 3), np.float64), np.empty(room, np.int64)
     for i in range(len(inside)):
@@ -226,7 +226,7 @@ def _room(inside, room):
     return points, owner
 
 
-@compiled
+@part
 def _more_room(points, owner, room):
     more, owners = np.empty((room, 3), np.float64), np.empty(room, np.int64)
     for i in range(min(room, len(points))):
@@ -236,7 +236,7 @@ def _more_room(points, owner, room):
     return more, owners
 
 
-@compiled
+@part
 def _listed(table, i, j):
     found = False
     for k in range(table.shape[1]):
@@ -244,13 +244,13 @@ def _listed(table, i, j):
     return found
 
 
-@compiled
+@part
 def _write(pairs, vectors, k, i, j, x, y, z):
     pairs[k, 0], pairs[k, 1] = i, j
     vectors[k, 0], vectors[k, 1], vectors[k, 2] = x, y, z
 
 
-@compiled
+@part
 def _longer(pairs, vectors, size):
     """The same rows in longer arrays."""
     more, further = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)

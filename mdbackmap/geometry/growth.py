@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.lanes import LANES, at, exponential, least, most, put, root
 
 GROUP = 64
@@ -214,7 +214,7 @@ def fitted(points, beads, flex, times):
     return result
 
 
-@compiled
+@part
 def _copy(result, points, number):
     # Assigning slices would take the compiler seconds.
     for i in range(number):
@@ -222,28 +222,28 @@ def _copy(result, points, number):
             result[i, x] = points[i, x]
 
 
-@compiled
+@part
 def _into(lanes, lane, points):
     for i in range(len(points)):
         for x in range(3):
             lanes[i, x, lane] = points[i, x]
 
 
-@compiled
+@part
 def _normal(turn, k, x, y, z):
     """Make a unit vector a column."""
     length = max(math.sqrt(x * x + y * y + z * z), 1e-12)
     turn[0, k], turn[1, k], turn[2, k] = x / length, y / length, z / length
 
 
-@compiled
+@part
 def _across(turn, k, x, y, z, i):
     """Make the unit vector at right angles to a vector and column i a column."""
     a, b, c = turn[0, i], turn[1, i], turn[2, i]
     _normal(turn, k, y * c - z * b, z * a - x * c, x * b - y * a)
 
 
-@compiled
+@part
 def _frame(turn, points):
     """Axes, as columns, of the frame of three atoms in a row."""
     _normal(turn, 0, points[2, 0] - points[1, 0], points[2, 1] - points[1, 1],
@@ -253,14 +253,14 @@ def _frame(turn, points):
     _across(turn, 1, turn[0, 2], turn[1, 2], turn[2, 2], 0)
 
 
-@compiled
+@part
 def _seen(bead, turn, shift, k):
     """One coordinate of a point in a frame."""
     return ((bead[0] - shift[0]) * turn[0, k] + (bead[1] - shift[1]) * turn[1, k]
             + (bead[2] - shift[2]) * turn[2, k])  # fmt: skip
 
 
-@compiled
+@part
 def _describe(known, beads, s, steps, turn, shift):
     """Products of the coordinates of the beads that conformers are judged by."""
     for b in range(steps.n_beads[s]):
@@ -273,7 +273,7 @@ def _describe(known, beads, s, steps, turn, shift):
         known[row + 6], known[row + 7], known[row + 8] = x, y, z
 
 
-@compiled
+@part
 def _weigh(weights, p, known, steps, s, state, owed):
     """Logarithms of the weights of all conformers after one particle, shape (k / 8, 8)."""
     table, favour = steps.table[s], steps.favour[s]
@@ -292,7 +292,7 @@ def _weigh(weights, p, known, steps, s, state, owed):
         put(weights, p, q + 3, four)
 
 
-@compiled
+@part
 def _draw(picks, count, weights, rows, place):
     """Systematic resampling: draw in proportion to weights, given their logarithms, which are lost.
 
@@ -348,14 +348,14 @@ def _draw(picks, count, weights, rows, place):
         picks[number] = found
 
 
-@compiled
+@part
 def _add_turned(result, turn, point, shift):
     for x in range(3):
         result[x] = (shift[x] + turn[x, 0] * point[0] + turn[x, 1] * point[1]
                      + turn[x, 2] * point[2])  # fmt: skip
 
 
-@compiled
+@part
 def _multiply(result, one, other):
     for x in range(3):
         for y in range(3):
@@ -363,7 +363,7 @@ def _multiply(result, one, other):
                             + one[x, 2] * other[2, y])  # fmt: skip
 
 
-@compiled
+@part
 def _looked_ahead(beads, s, steps, turn, shift):
     """What later beads added to the logarithm of a weight; the next step judges them itself."""
     total = np.float32(0)
@@ -379,7 +379,7 @@ def _looked_ahead(beads, s, steps, turn, shift):
     return total
 
 
-@compiled
+@part
 def _room(n, b):
     """Arrays that `_slopes` writes: how far beads are off, their change with every angle, its
     square, axes of twist and bend, bonds, and turns."""
@@ -390,7 +390,7 @@ def _room(n, b):
     )  # fmt: skip
 
 
-@compiled
+@part
 def _way(points, i):
     """Unit vector from a point to the next."""
     x = at(points, i + 1, 0) - at(points, i, 0)
@@ -400,7 +400,7 @@ def _way(points, i):
     return scale * x, scale * y, scale * z
 
 
-@compiled
+@part
 def _slopes(points, goal, flex, room):
     """Work out how far beads are off, and how that changes with every angle.
 
@@ -456,7 +456,7 @@ def _slopes(points, goal, flex, room):
         put(normal, row, row, at(normal, row, row) + np.float32(flex.hold * flex.hold))
 
 
-@compiled
+@part
 def _factorise(normal):
     """Cholesky factor, in place, in the lower half."""
     for i in range(len(normal)):
@@ -470,7 +470,7 @@ def _factorise(normal):
                 put(normal, i, j, total / at(normal, j, j))
 
 
-@compiled
+@part
 def _forward(factor, right):
     for i in range(len(factor)):
         total = at(right, i, 0)
@@ -479,7 +479,7 @@ def _forward(factor, right):
         put(right, i, 0, total / at(factor, i, i))
 
 
-@compiled
+@part
 def _solve(factor, right):
     """Solve, in place, given a Cholesky factor."""
     _forward(factor, right)
@@ -490,7 +490,7 @@ def _solve(factor, right):
         put(right, i, 0, total / at(factor, i, i))
 
 
-@compiled
+@part
 def _chance(chances, place, points, goal, flex, variances, room):
     """Logarithm of how likely the beads are for chains that may flex, over for stiff ones."""
     _slopes(points, goal, flex, room)
@@ -512,7 +512,7 @@ def _chance(chances, place, points, goal, flex, variances, room):
         chances[0, place, lane] = own if np.isfinite(own) else np.float32(-1e30)
 
 
-@compiled
+@part
 def _turn(points, axes, room):
     """Turn in place by rotation vectors, twist and bend of every atom, from the first atom on.
 

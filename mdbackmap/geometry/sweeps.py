@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.lanes import LANES, at, least, most, put, root, size, where_less
 
 FIRM = 4
@@ -219,7 +219,7 @@ def unsettled(positions, target, left, terms, fixed, free):
     return found
 
 
-@compiled
+@part
 def _any(left, first):
     found = False
     for lane in range(LANES):
@@ -227,7 +227,7 @@ def _any(left, first):
     return found
 
 
-@compiled
+@part
 def _load(points, positions, bundle):
     """Put molecules into the lanes."""
     for lane in range(LANES):
@@ -237,7 +237,7 @@ def _load(points, positions, bundle):
                 points[i, x, lane] = positions[k, i, x]
 
 
-@compiled
+@part
 def _aim(turns, target, bundle):
     """Cosines and sines of the targets of the molecules in the lanes."""
     for lane in range(LANES):
@@ -246,14 +246,14 @@ def _aim(turns, target, bundle):
             turns[t, 0, lane], turns[t, 1, lane] = np.cos(target[k, t]), np.sin(target[k, t])
 
 
-@compiled
+@part
 def _clear(array):
     for i in range(len(array)):
         for x in range(3):
             put(array, i, x, 0.0)
 
 
-@compiled
+@part
 def _move(points, speed, step, terms, again):
     for i in range(len(points)):
         share = terms.momentum[i] if again else 0.0
@@ -263,42 +263,42 @@ def _move(points, speed, step, terms, again):
             put(points, i, x, at(points, i, x) + new)
 
 
-@compiled
+@part
 def _arm(points, i, j):
     return (at(points, j, 0) - at(points, i, 0), at(points, j, 1) - at(points, i, 1),
             at(points, j, 2) - at(points, i, 2))  # fmt: skip
 
 
-@compiled
+@part
 def _cross(a, b):
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@compiled
+@part
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@compiled
+@part
 def _times(factor, a):
     return factor * a[0], factor * a[1], factor * a[2]
 
 
-@compiled
+@part
 def _push(step, i, way):
     put(step, i, 0, at(step, i, 0) + way[0])
     put(step, i, 1, at(step, i, 1) + way[1])
     put(step, i, 2, at(step, i, 2) + way[2])
 
 
-@compiled
+@part
 def _pull(step, i, way):
     put(step, i, 0, at(step, i, 0) - way[0])
     put(step, i, 1, at(step, i, 1) - way[1])
     put(step, i, 2, at(step, i, 2) - way[2])
 
 
-@compiled
+@part
 def _add_distances(step, points, terms):
     for m in range(len(terms.pairs)):
         i, j = terms.pairs[m]
@@ -310,7 +310,7 @@ def _add_distances(step, points, terms):
         _pull(step, j, way)
 
 
-@compiled
+@part
 def _add_contacts(step, points, apart, bundle):
     for m in range(apart.pair_start[bundle], apart.pair_start[bundle + 1]):
         one, other = apart.pairs[m]
@@ -338,7 +338,7 @@ def _add_contacts(step, points, apart, bundle):
             step[i, 2, k] -= share * z
 
 
-@compiled
+@part
 def _too_close(x, y, z, nearest):
     """Half of what two points lack of a distance, as a share of the way between them."""
     square = x * x + y * y + z * z + TINY
@@ -347,7 +347,7 @@ def _too_close(x, y, z, nearest):
     return HALF * nearest / np.sqrt(square) - HALF
 
 
-@compiled
+@part
 def _add_volumes(step, points, terms):
     for v in range(len(terms.quads)):
         centre, one, two, three = terms.quads[v]
@@ -365,7 +365,7 @@ def _add_volumes(step, points, terms):
         _pull(step, three, _times(error, to_c))
 
 
-@compiled
+@part
 def _arc(sine, cosine):
     """Return the angle of a sine and cosine of any scale, radians, to 1e-5."""
     high, low = size(sine), size(cosine)
@@ -379,7 +379,7 @@ def _arc(sine, cosine):
     return where_less(sine, 0.0, -angle, angle)
 
 
-@compiled
+@part
 def _sine_cosine(points, a, b, c, d):
     """Sine and cosine of a torsion, of one scale."""
     first, axis, last = _arm(points, a, b), _arm(points, b, c), _arm(points, c, d)
@@ -387,7 +387,7 @@ def _sine_cosine(points, a, b, c, d):
     return root(_dot(axis, axis)) * _dot(first, other), _dot(one, other)
 
 
-@compiled
+@part
 def _turn(step, points, a, b, c, d, error):
     """Turn torsions back by their errors.
 
@@ -413,7 +413,7 @@ def _turn(step, points, a, b, c, d, error):
     _pull(step, d, _times(error, stop))
 
 
-@compiled
+@part
 def _add_torsions(step, points, turns, terms, grip):
     for t in range(len(turns)):
         a, b, c, d = terms.torsions[t]
@@ -427,7 +427,7 @@ def _add_torsions(step, points, turns, terms, grip):
         _turn(step, points, a, b, c, d, error)
 
 
-@compiled
+@part
 def _add_phi_psi(step, points, terms, way_back, drift):
     errors = np.zeros((2, 2, LANES), np.float32)
     for r in range(len(terms.kind)):
@@ -447,13 +447,13 @@ def _add_phi_psi(step, points, terms, way_back, drift):
             _turn(step, points, b, c, d, e, at(errors, 1, 1))
 
 
-@compiled
+@part
 def _cell(angle, cells):
     """Place of an angle in a table of so many cells, from -180 degrees."""
     return min(max(int((angle / (PI + PI) + HALF) * _R(cells)), 0), cells - 1)
 
 
-@compiled
+@part
 def _add_beads(step, points, goal, off, terms, hold):
     """Make steps what atoms take of them, and add what beads ask for."""
     for i in range(len(step)):
@@ -474,7 +474,7 @@ def _add_beads(step, points, goal, off, terms, hold):
             put(step, atom, x, at(step, atom, x) + hold * terms.share[k] * at(off, bead, x))
 
 
-@compiled
+@part
 def _least_margin(points, turns, terms, fixed, free):
     """How far all torsions and hands are from being wrong at least; negative where one is."""
     margin = most(at(points, 0, 0), _R(np.inf))

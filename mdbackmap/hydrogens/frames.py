@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 
 LOST = 1e-4
 """Square of a direction that is none."""
@@ -66,36 +66,36 @@ def usual_places(frames, owner, coefficients):
     return offsets
 
 
-@compiled
+@part
 def _way(points, i, j):
     return (np.float64(points[j, 0]) - points[i, 0], np.float64(points[j, 1]) - points[i, 1],
             np.float64(points[j, 2]) - points[i, 2])  # fmt: skip
 
 
-@compiled
+@part
 def _set(frame, first, second, third):
     frame[0, 0], frame[0, 1], frame[0, 2] = first
     frame[1, 0], frame[1, 1], frame[1, 2] = second
     frame[2, 0], frame[2, 1], frame[2, 2] = third
 
 
-@compiled
+@part
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@compiled
+@part
 def _cross(a, b):
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@compiled
+@part
 def _unit(a):
     length = max(np.sqrt(_dot(a, a)), 1e-6)
     return a[0] / length, a[1] / length, a[2] / length
 
 
-@compiled
+@part
 def _unit_or_across(a, axis):
     """Unit vector; where there is nearly none, any across an axis."""
     if _dot(a, a) >= LOST:

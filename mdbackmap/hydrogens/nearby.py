@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.hydrogens.recipes import Recipes
 from mdbackmap.threads import spread
 
@@ -78,7 +78,7 @@ def meeting(pairs: Nearby, recipes: Recipes, offsets: np.ndarray, more: np.ndarr
     return Meeting(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-@compiled
+@part
 def listed(table, i, j):
     """Whether j is in row i of a table."""
     found = False
@@ -127,13 +127,13 @@ def _meeting(
     return _longer(rows, places, limits, found)
 
 
-@compiled
+@part
 def _write(rows, places, limits, k, p, q, x, y, z, limit):
     rows[k, 0], rows[k, 1], limits[k] = p, q, limit
     places[k, 0], places[k, 1], places[k, 2] = x, y, z
 
 
-@compiled
+@part
 def _longer(rows, places, limits, size):
     """The same in longer arrays."""
     new = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32), np.empty(size, np.float32)

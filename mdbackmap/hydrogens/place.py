@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.hydrogens.frames import local_frames, usual_places
 from mdbackmap.hydrogens.nearby import Nearby, listed, meeting
 from mdbackmap.hydrogens.recipes import Recipes
@@ -214,7 +214,7 @@ def _turned(asked, frames, offsets, first, second, gaps, group, group_of, n_dono
     return chosen
 
 
-@compiled
+@part
 def _add_cost(cost, spots, groups, kind, x, y, z, seen, donates):
     """Add the clashes and hydrogen bonds of every way of a group with a point."""
     nearest = NEAREST[donates, seen]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 
 SIBLINGS = 1.55
 """Å between hydrogens of one atom; undisturbed they have 1.6 to 1.8."""
@@ -88,7 +88,7 @@ def spread_out(rows, gaps, limit, offsets, first, watched):
                 offsets[p, x] *= scale
 
 
-@compiled
+@part
 def _square(p, q, gap, offsets):
     """Square of the distance of a hydrogen and what it meets."""
     total = np.float32(0)
@@ -100,7 +100,7 @@ def _square(p, q, gap, offsets):
     return total
 
 
-@compiled
+@part
 def _push(step, offsets, p, q, x, y, z, limit):
     """Add what a hydrogen, and the other one if there is one, would have to move."""
     x, y, z = x - offsets[p, 0], y - offsets[p, 1], z - offsets[p, 2]

@@ -12,7 +12,7 @@ import itertools
 import MDAnalysis as mda
 import numpy as np
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.io.files import bond_table
 
 MOST_NUMBERED = 99_999
@@ -153,7 +153,7 @@ def _write_thousandths(columns, values):
             rest //= 10
 
 
-@compiled
+@part
 def _digit(rest, more, below):
     """The last digit, or where there is none a sign, once, or nothing."""
     if more:

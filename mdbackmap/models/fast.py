@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdbackmap.compiled import compiled
+from mdbackmap.compiled import compiled, part
 from mdbackmap.lanes import LANES, at, exponential, least, most, put, root
 from mdbackmap.models.encoder import SAME_RESIDUE, EncoderConfig, Layer
 from mdbackmap.models.hierarchical import HierarchicalVectors
@@ -352,7 +352,7 @@ def _add_neighbours(
                     put(sum_v, 3 * i + 2, row, at(sum_v, 3 * i + 2, row) + share * three)
 
 
-@compiled
+@part
 def _total(value):
     lanes = np.empty((1, 1, LANES), np.float32)
     put(lanes, 0, 0, value)
@@ -362,7 +362,7 @@ def _total(value):
     return total
 
 
-@compiled
+@part
 def _bound(vectors, i):
     """Scale the vectors of a bead, in place; see `mdbackmap.models.encoder.bounded`."""
     square = 0.0 * at(vectors, 3 * i, 0)
