@@ -69,5 +69,22 @@ def chunk_size(
     return max(SMALLEST_CHUNK, min(largest, int(spare / PER_BEAD_IN_CHUNK)))
 
 
+def frames(
+    n_beads: int, n_atoms: int, limit: float, most: int, chunk_size: int, n_solvent: int = 0
+) -> int:  # fmt: skip
+    """Return how many frames may be worked out together so that a process stays below a limit.
+
+    Parameters
+    ----------
+    most : int
+        More would gain nothing.
+    chunk_size : int
+        As `chunk_size` returned it; one frame then fits.
+    """
+    one = needed(n_beads, n_atoms, 0, n_solvent) - PROCESS
+    spare = limit - needed(n_beads, n_atoms, chunk_size, n_solvent)
+    return max(1, min(most, 1 + int(spare / one)))
+
+
 def _words(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -36,6 +36,13 @@ def test_chunks_shrink_until_nothing_fits():
         memory.chunk_size(n_beads, n_atoms, least - 1, 256)
 
 
+def test_as_many_frames_at_once_as_fit():
+    one = memory.needed(1000, 4000, 0) - memory.PROCESS
+    least = memory.needed(1000, 4000, 256)
+    for more, fits in ((-1, 1), (0, 1), (0.9, 1), (1, 2), (6.5, 7), (1e6, 16)):
+        assert memory.frames(1000, 4000, least + more * one, 16, 256) == fits
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("4G", 4e9), ("500M", 5e8), ("1.5 GB", 1.5e9), ("2GiB", 2 * 2**30), ("1e9", None),

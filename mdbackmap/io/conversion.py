@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import MDAnalysis as mda
 import numpy as np
 
-from mdbackmap import __version__
+from mdbackmap import __version__, memory
 from mdbackmap.errors import FrameError, ModelError, WorkerError
 from mdbackmap.io.reader import independent
 from mdbackmap.io.segments import Job, Run, Tick, check_folder, convert_segments, refuse_unfinished
@@ -27,7 +27,6 @@ from mdbackmap.io.topology import blank_universe
 from mdbackmap.io.transformation import Mapping, Models, inspected, lay_out
 from mdbackmap.io.writing import Outcome, fits_pdb, plan_outputs
 from mdbackmap.mapping.system import System
-from mdbackmap.memory import chunk_size
 from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 from mdbackmap.structure import Frame
 
@@ -158,11 +157,15 @@ def backmap(
             share = max_memory / (jobs + 1 if jobs > 1 else 1)
             largest = CHUNK_SIZE if asked.device == "cpu" else system.n_beads
             solvent = system.solvent
-            options["chunk_size"] = chunk_size(
-                system.n_beads, system.n_atoms, share, largest,
-                solvent.n_atoms(hydrogens=asked.hydrogens) if solvent else 0,
-            )  # fmt: skip
+            n_solvent = solvent.n_atoms(hydrogens=asked.hydrogens) if solvent else 0
+            options["chunk_size"] = memory.chunk_size(
+                system.n_beads, system.n_atoms, share, largest, n_solvent
+            )
         backmapper = inspected(Backmapper(system, model, Options(**options)), source)
+        together = backmapper.together
+        if max_memory is not None:
+            together = memory.frames(system.n_beads, system.n_atoms, share, together,
+                                     options["chunk_size"], n_solvent)  # fmt: skip
         if topology_out is None and names and not fits_pdb(backmapper.atoms):
             names = plan_outputs(output, names.with_suffix(".cif"), len(frames), source.files)
         if write_topology:
@@ -171,7 +174,7 @@ def backmap(
         work = Atoms(backmapper)
         job = Job(source.read, work, blank, frames, len(backmapper.atoms), output,
                   source.dt * frames.step, note_of=work.note, many=work.many,
-                  together=backmapper.together)  # fmt: skip
+                  together=together)  # fmt: skip
         facts = _asked(source, frames, output, names, backmapper)
         outcome = convert_segments(
             job, names, facts, resume=resume, restart=restart, tick=tick, run=run
