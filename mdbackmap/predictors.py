@@ -134,9 +134,10 @@ class NetworkPredictor:
 
     @functools.cached_property
     def _atoms(self) -> Atoms:
+        # A copy: to send a tensor to another process torch moves its numbers to another place.
         return Atoms(
             np.append(self._first_atom, len(self._atoms_by_bead)), self._atoms_by_bead,
-            self.vocabulary.atom.numpy(),
+            self.vocabulary.atom.numpy().copy(),
         )  # fmt: skip
 
     @functools.cached_property

@@ -37,8 +37,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LEAST_ATOMS, MOST_ATOMS = 30_000, 1_000_000
-"""Atoms, of all its frames together, that a segment should have: enough that handing it out does not
-count, and some seconds of work."""
+"""Atoms, of all its frames together, that a segment should have: enough that handing it out does
+not count, and some seconds of work."""
 SEGMENTS = 64
 """Into so many pieces a long trajectory is cut: enough for many workers to end together."""
 VERSION = 1
