@@ -34,6 +34,7 @@ from mdbackmap.io.source import CGSource
 from mdbackmap.io.topology import blank_universe
 from mdbackmap.io.transformation import inspected, lay_out
 from mdbackmap.io.writing import FrameWriter
+from mdbackmap.models.fast import FastNetwork
 from mdbackmap.pipeline import CHUNK_SIZE, Backmapper, Options
 from mdbackmap.solvent import SolventPlacer
 from mdbackmap.tails import Tails
@@ -43,7 +44,7 @@ STAGES: dict[str, list[tuple[object, str]]] = {
     "make whole": [(Unwrapper, "__call__")],
     "neighbours of beads": [(predictors, "find_pairs")],
     "neighbours of atoms": [(pipeline, "close_pairs"), (tails, "close_pairs"), (tails, "near")],
-    "network": [(predictors, "predict_in_chunks"), (predictors, "predict_residues")],
+    "network": [(FastNetwork, "__call__")],
     "placement": [(predictors, "place_atoms")],
     "lipid tails": [(Tails, "__call__")],
     "idealisation": [(SystemIdealiser, "__call__")],
