@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mdbackmap.errors import MemoryLimitError
 
-PROCESS = 490_000_000
+PROCESS = 610_000_000
 """Bytes of a process that has everything imported and a model loaded."""
 PER_BEAD, PER_ATOM = 2_000, 1_400
 """Bytes that a frame takes for every bead and every heavy atom."""
