@@ -6,7 +6,7 @@ array, `LANES` long, and computes with all of them as with one number: ``at`` re
 lane. Left to itself the
 compiler finds such vectors in simple loops only. Of use in functions compiled by
 `mdbackmap.compiled` alone; numbers are single precision, and single numbers stand for eight equal
-ones.
+ones. Nobody checks that places are within their array: a wrong one ends the process.
 """
 
 from __future__ import annotations

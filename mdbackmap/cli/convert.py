@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mdbackmap.mapping.system import System
     from mdbackmap.pipeline import Backmapper
 
-COMPILING = "compiling for this processor, which takes half a minute, once"
+COMPILING = "compiling for this processor, which takes up to a minute, once"
 
 
 def _device(ctx: click.Context, option: click.Parameter, value: str) -> str:

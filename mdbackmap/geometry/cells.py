@@ -108,7 +108,7 @@ def pairs_in_cells(points, number, owner, start, shape, begin, end, cutoff, n, o
                             continue
                         if owner[a] == owner[b] and not own_images:
                             continue
-                        if len(but) and _listed(but, owner[a], owner[b]):
+                        if len(but) and listed(but, owner[a], owner[b]):
                             continue
                         if found == size:
                             size *= 2
@@ -237,7 +237,8 @@ def _more_room(points, owner, room):
 
 
 @part
-def _listed(table, i, j):
+def listed(table, i, j):
+    """Whether j is in row i of a table."""
     found = False
     for k in range(table.shape[1]):
         found |= table[i, k] == j

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdbackmap.compiled import compiled, part
+from mdbackmap.geometry.cells import listed
 from mdbackmap.hydrogens.recipes import Recipes
 from mdbackmap.threads import spread
 
@@ -76,15 +77,6 @@ def meeting(pairs: Nearby, recipes: Recipes, offsets: np.ndarray, more: np.ndarr
         begins,
     )  # fmt: skip
     return Meeting(*(np.concatenate(column) for column in zip(*found, strict=True)))
-
-
-@part
-def listed(table, i, j):
-    """Whether j is in row i of a table."""
-    found = False
-    for k in range(table.shape[1]):
-        found |= table[i, k] == j
-    return found
 
 
 @compiled

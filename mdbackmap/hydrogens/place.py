@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mdbackmap.compiled import compiled, part
+from mdbackmap.geometry.cells import listed
 from mdbackmap.hydrogens.frames import local_frames, usual_places
-from mdbackmap.hydrogens.nearby import Nearby, listed, meeting
+from mdbackmap.hydrogens.nearby import Nearby, meeting
 from mdbackmap.hydrogens.recipes import Recipes
 from mdbackmap.hydrogens.spread import clashing, spread_out
 
@@ -142,14 +143,13 @@ class HydrogenPlacer:
         r = self.recipes
         return _turned(
             asked, frames, offsets, pairs.first, pairs.second, pairs.gaps, self._group,
-            self._group_of, self._n_donors, self._seen_as, self.groups, r.first, r.count, r.polar,
-            r.within_two,
+            self._n_donors, self._seen_as, self.groups, r.first, r.count, r.polar, r.within_two,
         )  # fmt: skip
 
 
 @compiled
-def _turned(asked, frames, offsets, first, second, gaps, group, group_of, n_donors, seen_as, groups,
-            start, count, polar, within_two):  # fmt: skip
+def _turned(asked, frames, offsets, first, second, gaps, group, n_donors, seen_as, groups, start,
+            count, polar, within_two):  # fmt: skip
     # Pairs by group: for each the pair, and which end turns.
     n_groups = len(asked)
     begin = np.zeros(n_groups + 1, np.int64)
