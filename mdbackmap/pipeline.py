@@ -66,7 +66,10 @@ SMALLEST_BOX = 6.0
 SOLVENT = ("keep", "drop")
 BEADS_TOGETHER, MOST_TOGETHER = 30_000, 16
 """Beads, and frames, that are worked out together: eight molecules of a kind take idealisation no
-longer than one does, and frames are what threads share best."""
+longer than one does."""
+BEADS_SHARED = 600_000
+"""Beads of frames of a large system that are worked out at once, a thread each: frames are what
+threads share best. They are all in memory."""
 
 
 @dataclass(frozen=True)
@@ -535,7 +538,9 @@ class Backmapper:
     @property
     def together(self) -> int:
         """How many frames `many` should get at once; more would gain nothing."""
-        return max(1, min(MOST_TOGETHER, BEADS_TOGETHER // max(1, self.system.n_beads)))
+        n_beads = max(1, self.system.n_beads)
+        at_once = min(torch.get_num_threads(), BEADS_SHARED // n_beads)
+        return max(1, min(MOST_TOGETHER, max(BEADS_TOGETHER // n_beads, at_once)))
 
     def many(
         self, beads: Sequence[np.ndarray], boxes: Sequence[np.ndarray | None],
@@ -606,7 +611,10 @@ class Backmapper:
             return positions
         rules, rows = self.contact_rules, range(len(asked))
         contacts = spread(
-            lambda k: rules(*close_pairs(positions[k], asked[k].box, REACH, rules.bonded)), rows
+            lambda k: rules.between(
+                *close_pairs(positions[k], asked[k].box, REACH, rules.bonded)
+            ),
+            rows,
         )
         better = self.idealiser(np.stack(positions), np.stack([o.beads for o in asked]), contacts)
         return spread(lambda k: self._out_of_rings(better[k], asked[k]), rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -47,6 +47,34 @@ def spread(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
             return work(item)
 
     return list(_pool(threads).map(piece, items))
+
+
+class Behind:
+    """Does one thing after another in a thread of its own, while its owner prepares the next.
+
+    What goes wrong is raised where the next thing is given, or on leaving.
+    """
+
+    def __enter__(self) -> Behind:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mdbackmap-behind")
+        self._last: Future | None = None
+        return self
+
+    def do(self, work: Callable[..., None], *given: object) -> None:
+        """Do this when what was given before is done; waits for that."""
+        self._wait()
+        self._last = self._thread.submit(work, *given)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._thread:
+            # Whoever was interrupted is told of that, not of what came of it here.
+            if kind is None:
+                self._wait()
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last:
+            last.result()
 
 
 @functools.cache

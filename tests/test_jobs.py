@@ -15,6 +15,7 @@ import cloudpickle
 import MDAnalysis as mda
 import pytest
 import torch
+from mdbackmap import pipeline
 from mdbackmap.errors import OutputFileError, WorkerError
 from mdbackmap.io import segments
 from mdbackmap.io.conversion import backmap
@@ -37,6 +38,7 @@ def cluster():
 def short_segments(monkeypatch):
     """Cut trajectories of ubiquitin into segments of two frames."""
     monkeypatch.setattr(segments, "LEAST_ATOMS", 602 * 2)
+    monkeypatch.setattr(pipeline, "MOST_TOGETHER", 2)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from benchmarks import kills
+from mdbackmap import pipeline
 from mdbackmap.errors import FrameError, InputFileError, OutputFileError
 from mdbackmap.io import segments
 from mdbackmap.io.conversion import backmap
@@ -103,6 +104,8 @@ def test_size_of_segments():
     assert segment_size(1, 10) == 3000
     assert segment_size(10**6, 1000) == 1000
     assert segment_size(5, 10**8) == 1
+    assert segment_size(5, 10**8, together=2) == 2
+    assert segment_size(1, 10, together=16) == 3008
 
 
 # Cut off
@@ -382,6 +385,7 @@ def test_a_topology_on_another_disk(made, tmp_path, monkeypatch):
 def short_segments(monkeypatch):
     """Cut trajectories of ubiquitin into segments of five frames."""
     monkeypatch.setattr(segments, "LEAST_ATOMS", 602 * 5)
+    monkeypatch.setattr(pipeline, "MOST_TOGETHER", 5)
 
 
 @pytest.fixture

@@ -76,48 +76,60 @@ def pairs_in_cells(points, number, owner, start, shape, begin, end, cutoff, n, o
     ndarray, shape=(k, 2), int64; ndarray, shape=(k, 3), float32
         Pairs, the lower number first, and the way from one to the other.
     """
-    size = 1024
+    size, found, limit = 1024, 0, cutoff * cutoff
     pairs, vectors = np.empty((size, 2), np.int64), np.empty((size, 3), np.float32)
-    found, limit = 0, cutoff * cutoff
+    low, high = np.empty(5, np.int64), np.empty(5, np.int64)
     for column in range(begin, end):
         x, y = column // shape[1], column % shape[1]
         for z in range(shape[2]):
             here = column * shape[2] + z
+            own = start[here + 1] - start[here]
+            if own == 0:
+                continue
+            # Cells along z follow one another, so that half of the 27 are five runs.
+            seen = 0
+            for run in range(5):
+                across, beside = x + (run > 1), y + (run == 1) + (run - 3 if run > 1 else 0)
+                low[run] = high[run] = 0
+                if across < shape[0] and 0 <= beside < shape[1]:
+                    base = (across * shape[1] + beside) * shape[2]
+                    low[run] = start[base + max(z - 1, 0)] if run else start[here]
+                    high[run] = start[base + min(z + 2, shape[2])]
+                    seen += high[run] - low[run]
+            # Room for all at once: an array that may change inside the loops makes them slow.
+            if found + own * seen > size:
+                size = 2 * size + own * seen
+                pairs, vectors = _longer(pairs, vectors, size)
             for i in range(start[here], start[here + 1]):
-                # Cells along z follow one another, so that half of the 27 are five runs.
-                for run in range(5):
-                    if run == 0:
-                        low, high = i + 1, start[here - z + min(z + 2, shape[2])]
-                    else:
-                        across = x + (0 if run == 1 else 1)
-                        beside = y + (1 if run == 1 else run - 3)
-                        if across >= shape[0] or beside < 0 or beside >= shape[1]:
-                            continue
-                        base = (across * shape[1] + beside) * shape[2]
-                        low = start[base + max(z - 1, 0)]
-                        high = start[base + min(z + 2, shape[2])]
-                    for j in range(low, high):
-                        dx = points[j, 0] - points[i, 0]
-                        dy = points[j, 1] - points[i, 1]
-                        dz = points[j, 2] - points[i, 2]
-                        if dx * dx + dy * dy + dz * dz > limit:
-                            continue
-                        a, b = (i, j) if number[i] < number[j] else (j, i)
-                        # A pair across a face is met twice, once from either side.
-                        if number[a] >= n or owner[a] > owner[b]:
-                            continue
-                        if owner[a] == owner[b] and not own_images:
-                            continue
-                        if len(but) and listed(but, owner[a], owner[b]):
-                            continue
-                        if found == size:
-                            size *= 2
-                            pairs, vectors = _longer(pairs, vectors, size)
-                        way = 1 if a == i else -1
-                        _write(pairs, vectors, found, owner[a], owner[b], way * dx, way * dy,
-                               way * dz)  # fmt: skip
-                        found += 1
+                low[0] = i + 1
+                found = _pairs_of_one(points, number, owner, low, high, i, limit, n, own_images,
+                                      but, pairs, vectors, found)  # fmt: skip
     return _longer(pairs, vectors, found)
+
+
+@part
+def _pairs_of_one(
+    points, number, owner, low, high, i, limit, n, own_images, but, pairs, vectors, found
+):  # fmt: skip
+    """Write pairs of a point and those in runs of others; return how many there are then."""
+    here_x, here_y, here_z = points[i, 0], points[i, 1], points[i, 2]
+    for run in range(len(low)):
+        for j in range(low[run], high[run]):
+            dx, dy, dz = points[j, 0] - here_x, points[j, 1] - here_y, points[j, 2] - here_z
+            if dx * dx + dy * dy + dz * dz > limit:
+                continue
+            a, b = (i, j) if number[i] < number[j] else (j, i)
+            # A pair across a face is met twice, once from either side.
+            if number[a] >= n or owner[a] > owner[b]:
+                continue
+            if owner[a] == owner[b] and not own_images:
+                continue
+            if len(but) and listed(but, owner[a], owner[b]):
+                continue
+            way = 1 if a == i else -1
+            _write(pairs, vectors, found, owner[a], owner[b], way * dx, way * dy, way * dz)
+            found += 1
+    return found
 
 
 @compiled
@@ -186,23 +198,35 @@ def images(inside, margins):
         Shares, and the point each is an image of.
     """
     count = np.int64(len(inside))
-    room = count + count // 2 + 64
+    room = count + count // 8 + 64
     points, owner = _room(inside, room)
     for axis in range(3):
         margin, before = margins[axis], count
         for step in range(1, 1 + int(np.ceil(margin))):
             for way in (step, -step):
+                low, high = -margin - way, 1 + margin - way
+                more = 0
                 for i in range(before):
-                    shifted = points[i, axis] + way
-                    if -margin < shifted < 1 + margin:
-                        if count == room:
-                            room *= 2
-                            points, owner = _more_room(points, owner, room)
-                        for x in range(3):
-                            points[count, x] = points[i, x]
-                        points[count, axis], owner[count] = shifted, owner[i]
-                        count += 1
+                    more += low < points[i, axis] < high
+                if count + more > room:
+                    room = 2 * room + more
+                    points, owner = _more_room(points, owner, room)
+                if more:
+                    _shift(points, owner, before, count, axis, way, low, high)
+                count += more
     return _more_room(points, owner, count)
+
+
+@part
+def _shift(points, owner, before, count, axis, way, low, high):
+    """Append images of points between two places along an axis."""
+    for i in range(before):
+        if low < points[i, axis] < high:
+            for x in range(3):
+                points[count, x] = points[i, x]
+            points[count, axis] += way
+            owner[count] = owner[i]
+            count += 1
 
 
 @compiled

@@ -54,7 +54,10 @@ class ContactRules:
     def __call__(self, first: np.ndarray, second: np.ndarray, vectors: np.ndarray) -> Contacts:
         """Pick contacts from pairs within `REACH`, ``first`` < ``second``; see `Contacts`."""
         apart = ~(self.bonded[first] == second[:, None]).any(axis=1)
-        first, second, vectors = first[apart], second[apart], vectors[apart]
+        return self.between(first[apart], second[apart], vectors[apart])
+
+    def between(self, first: np.ndarray, second: np.ndarray, vectors: np.ndarray) -> Contacts:
+        """Return contacts of pairs of which none is bonded."""
         nearest = np.where(self.polar[first] & self.polar[second], POLAR, OTHER)
         return Contacts(first, second, vectors, nearest.astype(np.float32))
 

@@ -30,6 +30,7 @@ from mdbackmap.errors import FrameError, MdbackmapError, OutputFileError, listin
 from mdbackmap.io.joining import checksum, joiner, to_disk
 from mdbackmap.io.writing import NAMELESS, FrameWriter, Outcome, Parts, check_names
 from mdbackmap.structure import Frame
+from mdbackmap.threads import Behind
 
 try:
     import fcntl
@@ -53,14 +54,17 @@ Tick = Callable[[int, int], None]
 """Told the frames done and the frames there are."""
 
 
-def segment_size(n_frames: int, n_atoms: int) -> int:
-    """Return the number of frames in a segment.
+def segment_size(n_frames: int, n_atoms: int, together: int = 1) -> int:
+    """Return the number of frames in a segment, a multiple of those worked out together.
 
     >>> segment_size(500, 1_231), segment_size(100_000, 1_231), segment_size(7, 4_000_000)
     (24, 812, 1)
+    >>> segment_size(500, 1_231, 16), segment_size(7, 4_000_000, 2)
+    (32, 2)
     """
     least, most = (max(1, atoms // n_atoms) for atoms in (LEAST_ATOMS, MOST_ATOMS))
-    return min(most, max(least, n_frames // SEGMENTS))
+    size = min(most, max(least, n_frames // SEGMENTS))
+    return -(-size // together) * together
 
 
 def folder_of(output: str | Path) -> Path:
@@ -148,7 +152,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
-        self.size = self.size or segment_size(len(self.frames), self.n_atoms)
+        self.size = self.size or segment_size(len(self.frames), self.n_atoms, self.together)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("named", "universe")}
@@ -211,20 +215,27 @@ class Job:
         done = Segment([places.start, places.stop])
         with Parts() as parts:
             path = parts.add(self.path(k))
-            with self._writer(path) as writer:
+            with self._writer(path) as writer, Behind() as behind:
                 for first in range(places.start, places.stop, self.together):
                     batch = range(first, min(first + self.together, places.stop))
-                    for place, frame, answer in self._answers(batch):
-                        if isinstance(answer, FrameError):
-                            done.outcome.leave_out(self.frames[place], answer)
-                        else:
-                            self._write(place, frame, answer, writer, done, parts)
-                        if count:
-                            count(1)
+                    answers = list(self._answers(batch))
+                    behind.do(self._take, answers, writer, done, parts, count)
             with _written(self.output):
                 path.touch()
                 done.size, done.checksum = path.stat().st_size, checksum(path)
                 parts.add(self.note(k)).write_text(json.dumps(asdict(done)), encoding="utf-8")
+
+    def _take(
+        self, answers: list[tuple[int, Frame | None, np.ndarray | FrameError]],
+        writer: FrameWriter, done: Segment, parts: Parts, count: Callable[[int], None] | None,
+    ) -> None:  # fmt: skip
+        for place, frame, answer in answers:
+            if isinstance(answer, FrameError):
+                done.outcome.leave_out(self.frames[place], answer)
+            else:
+                self._write(place, frame, answer, writer, done, parts)
+            if count:
+                count(1)
 
     def _answers(
         self, places: range

@@ -97,7 +97,7 @@ class Simulator:
         beads = mapped + rng.normal(0, rng.uniform(*SPREAD), mapped.shape)
         beads = self._bonded(beads, self._wanted(mapped, rng))
         start = positions + (beads - mapped)[system.atom_bead]
-        near = self.rules(*close_pairs(start, box, REACH, self.rules.bonded))
+        near = self.rules.between(*close_pairs(start, box, REACH, self.rules.bonded))
         (atoms,) = self.idealiser(start[None], beads[None], [near])
         return atoms.astype(np.float64), beads
 
