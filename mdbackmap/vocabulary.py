@@ -222,8 +222,7 @@ def _misfits(
 
 
 def _distances(system: System, model: Checkpoint) -> tuple[np.ndarray, ...]:
-    pairs, names = system.bead_pairs()
-    kinds, kind = np.unique(names, return_inverse=True)
+    pairs, kinds, kind = system.bead_pairs()
     known = np.array([k in model.bead_distances for k in kinds], dtype=bool)
     # Across residues the distance depends on the fold, unless all beads are CA.
     inside = np.array([not k.startswith("|") for k in kinds], dtype=bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mdbackmap.geometry import ramachandran
-from mdbackmap.geometry.bead_bonds import as_simulated, bead_pairs, pair_names, unlike
+from mdbackmap.geometry.bead_bonds import as_simulated, bead_pairs, pair_kinds, unlike
 from mdbackmap.geometry.boxes import (
     Unwrapper,
     box_from_dimensions,
@@ -145,10 +145,17 @@ def test_pairs_of_beads_are_bonded_or_two_bonds_apart_in_one_residue():
     pairs, inside = pairs[order], inside[order]
     assert pairs.tolist() == [[0, 1], [0, 2], [1, 2], [2, 3], [3, 4]]
     assert inside.tolist() == [True, True, True, False, True]
-    names = pair_names(pairs, inside, np.array(list("abcde")), np.array(["X", "X", "X", "Y", "Y"]))
-    assert names.tolist() == ["X|a|b", "X|a|c", "X|b|c", "|c|d", "Y|d|e"]
-    none = pair_names(pairs[:0], inside[:0], np.array(list("abcde")), residue.astype(str))
-    assert len(none) == 0
+    # Keys in another order than their letters; two residues of one name.
+    words = np.array([2, 1, 0, 4, 3]), residue, list("cbaed"), ["X", "Y"]
+    names, kind = pair_kinds(pairs, inside, *words)
+    assert names[kind].tolist() == ["X|a|b", "X|a|c", "X|b|c", "|c|d", "Y|d|e"]
+    assert names.tolist() == sorted(names.tolist())
+    names, kind = pair_kinds(pairs, inside, *words[:3], ["X", "X"])
+    assert names[kind].tolist() == ["X|a|b", "X|a|c", "X|b|c", "|c|d", "X|d|e"]
+    same = pair_kinds(pairs[[0, 4]], inside[[0, 4]], np.zeros(5, int), residue, "a", ["X", "X"])
+    assert (same[0].tolist(), same[1].tolist()) == (["X|a|a"], [0, 0])
+    names, kind = pair_kinds(pairs[:0], inside[:0], *words)
+    assert len(names) == len(kind) == 0
 
 
 # Ramachandran plot

@@ -375,7 +375,8 @@ def test_beads_placed_otherwise_than_in_training_are_refused(ubiquitin_system, t
 
 def statistics(source, system, frames=range(0, 20)):
     """Mean and spread of every kind of bead pair, as if mapped structures were these frames."""
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     unwrap, lengths = Unwrapper(system.bead_parent), []
     for k in frames:
         whole = unwrap(*beads_of(source, system, k))

@@ -31,7 +31,8 @@ def lengths(beads: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def mapped(peptide) -> dict[str, np.ndarray]:
     """Distances of the mapped structure by kind of pair, Å."""
     system, positions = peptide
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     length = lengths(system.map_positions(positions), pairs)
     return {name: length[names == name] for name in np.unique(names).tolist()}
 
@@ -52,7 +53,8 @@ def copies(peptide, statistics) -> tuple[np.ndarray, np.ndarray]:
 
 def found(system, beads: np.ndarray) -> dict[str, np.ndarray]:
     """Distances of copies by kind of pair, shape (copies, pairs)."""
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     length = np.array([lengths(b, pairs) for b in beads])
     return {name: length[:, names == name] for name in np.unique(names).tolist()}
 
@@ -66,7 +68,8 @@ def test_statistics_are_mean_and_spread_over_all_frames_by_kind(ubiquitin, ubiqu
     beads = [f.positions[system.bead_source] for f in frames]
     boxes = [f.box for f in frames]
     table = BeadStatistics.measured([(system, beads, boxes)]).distances
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     assert set(table) == set(names.tolist())
     gaps = [
         minimum_image((b[pairs[:, 1]] - b[pairs[:, 0]]).astype(np.float64), box)
@@ -92,7 +95,8 @@ def test_no_simulations_give_no_statistics():
 
 def test_distances_inside_residues_follow_the_statistics(peptide, copies, statistics):
     system, _ = peptide
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     inside = system.bead_residue[pairs[:, 0]] == system.bead_residue[pairs[:, 1]]
     samples = found(system, copies[1])
     checked = 0
@@ -109,7 +113,7 @@ def test_distances_inside_residues_follow_the_statistics(peptide, copies, statis
 
 def test_distances_across_residues_fluctuate_with_the_fold(peptide, copies):
     system, positions = peptide
-    pairs, _ = system.bead_pairs()
+    pairs, *_ = system.bead_pairs()
     across = system.bead_residue[pairs[:, 0]] != system.bead_residue[pairs[:, 1]]
     assert across.sum() == 11
     length = np.array([lengths(b, pairs[across]) for b in copies[1]])
@@ -175,7 +179,8 @@ def test_the_same_seed_gives_the_same_copies(peptide, statistics):
 
 def test_lipids_are_copied_too(lipid):
     system, positions = lipid
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     before = lengths(system.map_positions(positions), pairs)
     wide = {
         name: (float(before[names == name].mean()) + 0.5, 0.05)
@@ -210,7 +215,8 @@ def test_prepare_like_a_trajectory(sets, peptide, tmp_path):
     assert plain[0].bead_position == pytest.approx(
         system.map_positions(positions), abs=0.51 * BEAD_STEP
     )
-    pairs, names = system.bead_pairs()
+    pairs, kinds, kind = system.bead_pairs()
+    names = kinds[kind]
     ring = names == next(k for k in names.tolist() if k.startswith("PHE|SC2"))
     # Martini's ring is wide and stiff, the centres of its atoms are 1.9 Å apart.
     assert lengths(plain[0].bead_position, pairs)[ring] == pytest.approx(1.9, abs=0.05)

@@ -6,6 +6,8 @@ the ring beads of PHE 3.4 Å apart where the mapped centres are 2.4 Å apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import sparse
 
@@ -54,28 +56,37 @@ def bead_pairs(
     return pairs[keep], inside[keep]
 
 
-def pair_names(
-    pairs: np.ndarray, inside: np.ndarray, keys: np.ndarray, residues: np.ndarray
-) -> np.ndarray:
-    """Name the kind of every pair: its two bead keys, with the residue where they share one.
+def pair_kinds(
+    pairs: np.ndarray, inside: np.ndarray, key: np.ndarray, residue: np.ndarray,
+    keys: Sequence[str], residues: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Tell the kinds of pairs: their two bead keys, with the residue where they share one.
 
     Parameters
     ----------
-    keys, residues : ndarray, shape=(n_beads,), str
+    key, residue : ndarray, shape=(n_beads,), int64
+        Into ``keys`` and ``residues``.
+    keys, residues : sequence of str
 
     Returns
     -------
-    ndarray, shape=(p,), str
+    names : ndarray, shape=(k,), str
+        Of the kinds, sorted.
+    kind : ndarray, shape=(p,), int64
+        Of every pair.
     """
-    kinds: dict[tuple[str, str, str], str] = {}
-    first, second = keys[pairs[:, 0]], keys[pairs[:, 1]]
-    names = np.where(inside, residues[pairs[:, 0]], "") if len(pairs) else np.zeros(0, "U1")
-    result = []
-    for row in zip(names.tolist(), first.tolist(), second.tolist(), strict=True):
-        if row not in kinds:
-            kinds[row] = "|".join((row[0], *sorted(row[1:])))
-        result.append(kinds[row])
-    return np.array(result, dtype=str)
+    first, second = np.sort(key[pairs], axis=1).T
+    own = np.where(inside, residue[pairs[:, 0]] + 1, 0) if len(pairs) else first
+    _, rows, code = np.unique(
+        (own * len(keys) + first) * len(keys) + second, return_index=True, return_inverse=True
+    )
+    names = [
+        "|".join((residues[r - 1] if r else "", *sorted((keys[i], keys[j]))))
+        for r, i, j in zip(*(t[rows].tolist() for t in (own, first, second)), strict=True)
+    ]
+    # Residues of one name are of one kind.
+    names, kind = np.unique(np.array(names, dtype=str), return_inverse=True)
+    return names, kind[code]
 
 
 def lengths_by_kind(

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdbackmap.compiled import compiled
 from mdbackmap.geometry.constraints import Constraints
 
 POLAR, OTHER = 2.6, 2.9
 """Å between two atoms of N, O (a short hydrogen bond has 2.5), between any others."""
+BONDS = 3
+"""Bonds within which atoms are not in contact."""
 REACH = 3.4
 """Å within which predicted atoms are watched; idealising moves few by more than the difference."""
 
@@ -64,23 +67,36 @@ class ContactRules:
 
 def _within_three_bonds(bonds: np.ndarray, n_atoms: int) -> np.ndarray:
     """Atoms of a higher number at most three bonds away, one row per atom, padded with -1."""
-    near = np.concatenate([bonds, bonds[:, ::-1]])
-    near = near[np.argsort(near[:, 0], kind="stable")]
-    start = np.searchsorted(near[:, 0], np.arange(n_atoms + 1))
-    reached = [near]
-    for _ in range(2):
-        first, middle = reached[-1].T
-        count = start[middle + 1] - start[middle]
-        column = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        last = near[np.repeat(start[middle], count) + column, 1]
-        reached.append(np.stack([np.repeat(first, count), last], axis=1))
-    pairs = np.concatenate(reached)
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    # numpy.unique would hash, which is five times slower for so many.
-    key = np.sort(pairs[:, 0] * n_atoms + pairs[:, 1])
-    key = key[np.diff(key, prepend=-1) > 0]
-    first, second = key // n_atoms, key % n_atoms
-    count = np.bincount(first, minlength=n_atoms)
-    table = np.full((n_atoms, max(1, int(count.max(initial=0)))), -1, dtype=np.int32)
-    table[first, np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)] = second
+    near = np.concatenate([bonds, bonds[:, ::-1]]).astype(np.int64)
+    start = np.append(0, np.cumsum(np.bincount(near[:, 0], minlength=n_atoms)))
+    near = near[np.argsort(near[:, 0], kind="stable"), 1]
+    none = np.zeros((n_atoms, 0), dtype=np.int32)
+    table = np.full((n_atoms, max(1, _reach(start, near, BONDS, none))), -1, dtype=np.int32)
+    _reach(start, near, BONDS, table)
     return table
+
+
+@compiled
+def _reach(start, near, steps, table):
+    """Write atoms of a higher number that are so many bonds away; return the most of any atom."""
+    n, most = len(start) - 1, 0
+    met, queue = np.full(n, -1, np.int64), np.empty(n, np.int64)
+    for i in range(n):
+        met[i], queue[0], head, tail, found = i, i, 0, 1, 0
+        for _ in range(steps):
+            stop = tail
+            while head < stop:
+                here = queue[head]
+                head += 1
+                for k in range(start[here], start[here + 1]):
+                    j = near[k]
+                    if met[j] == i:
+                        continue
+                    met[j], queue[tail] = i, j
+                    tail += 1
+                    if j > i:
+                        if found < table.shape[1]:
+                            table[i, found] = j
+                        found += 1
+        most = max(most, found)
+    return most

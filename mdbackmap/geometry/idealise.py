@@ -586,7 +586,7 @@ class _Molecules:
         self.cuts, self.bead_cuts = cuts, bead_cuts
         c, b = constraints, backbone
         of_bead = np.column_stack([members[:, 1], members[:, 1]])
-        self._columns: list[list[np.ndarray]] = []
+        self._columns: list[tuple[np.ndarray, list[int]]] = []
         for index, values in (
             (c.bonds, (c.bond_order, c.bond_length)), (c.angles, (c.angle,)),
             (c.volumes, (c.volume,)), (c.torsions, (c.torsion,)),
@@ -596,17 +596,22 @@ class _Molecules:
         ):  # fmt: skip
             self._columns += self._split(index, values)
 
-    def _split(self, index: np.ndarray, values: tuple[np.ndarray, ...]) -> list[list[np.ndarray]]:
-        """Rows of atoms, numbered within each molecule, and what belongs to them, by molecule."""
-        molecule = np.searchsorted(self.cuts, index[:, 0], side="right") - 1
+    def _split(
+        self, index: np.ndarray, values: tuple[np.ndarray, ...]
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        """Rows of atoms, numbered within each molecule, and what belongs to them, by molecule.
+
+        With each table where the rows of every molecule begin.
+        """
+        molecule = np.repeat(np.arange(len(self.cuts) - 1), np.diff(self.cuts))[index[:, 0]]
         order = np.argsort(molecule, kind="stable")
-        places = np.searchsorted(molecule[order], np.arange(1, len(self.cuts) - 1))
+        starts = np.append(0, np.cumsum(np.bincount(molecule, minlength=len(self.cuts) - 1)))
         local = (index - self.cuts[molecule][:, None])[order]
-        return [np.split(table, places) for table in (local, *(v[order] for v in values))]
+        return [(table, starts.tolist()) for table in (local, *(v[order] for v in values))]
 
     def _rows(self, number: int) -> list[np.ndarray]:
         """All that holds of one molecule; only sides of staggered torsions, at the end, differ."""
-        rows = [column[number] for column in self._columns]
+        rows = [table[starts[number] : starts[number + 1]] for table, starts in self._columns]
         rows[_OWNER] = rows[_OWNER] - self.bead_cuts[number]
         return rows
 
@@ -621,7 +626,10 @@ class _Molecules:
 
     def gauche(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sides of staggered torsions of molecules of a kind, shape (m, s)."""
-        return np.stack([self._columns[-1][k] for k in numbers.tolist()]).astype(np.float32)
+        table, starts = self._columns[-1]
+        first = np.array(starts)[numbers]
+        count = starts[numbers[0] + 1] - starts[numbers[0]]
+        return table[first[:, None] + np.arange(count)].astype(np.float32)
 
     def parts(self, number: int) -> dict[str, object]:
         """Return what an `Idealiser` of one molecule is made from."""

@@ -69,4 +69,6 @@ def angle(n_neighbours: int, ring: int, planar: bool) -> float:
 
 def masses(elements: np.ndarray) -> np.ndarray:
     """Return atomic masses, u; unknown elements count as carbon's neighbour weight 12."""
-    return np.array([MASS.get(str(e).upper(), 12.0) for e in elements], dtype=np.float64)
+    symbols = elements.tolist()
+    known = {symbol: MASS.get(symbol.upper(), 12.0) for symbol in set(symbols)}
+    return np.array([known[symbol] for symbol in symbols], dtype=np.float64)

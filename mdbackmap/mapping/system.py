@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mdbackmap.errors import StructureError, UnknownBeadError, listing
-from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
+from mdbackmap.geometry.bead_bonds import bead_pairs, pair_kinds
 from mdbackmap.geometry.boxes import minimum_image
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.ramachandran import kind_of
@@ -294,11 +294,13 @@ class System:
         """Template of every residue, in order."""
         return [self.templates[t] for t in self.residue_template]
 
-    def bead_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of beads that are bonded, or nearly, and the name of each pair's kind."""
+    def bead_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of beads that are bonded, or nearly, the names of their kinds, and each one's."""
         pairs, inside = bead_pairs(self.atom_bead, self.atoms.bonds, self.bead_residue)
-        keys = np.array(self.bead_keys)[self.bead_key]
-        return pairs, pair_names(pairs, inside, keys, self.residue_names[self.bead_residue])
+        residues = [template.residue for template in self.templates]
+        return pairs, *pair_kinds(pairs, inside, self.bead_key,
+                                  self.residue_template[self.bead_residue], self.bead_keys,
+                                  residues)  # fmt: skip
 
     @functools.cached_property
     def chain_letters(self) -> np.ndarray:

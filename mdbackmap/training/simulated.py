@@ -30,7 +30,7 @@ SWEEPS, HOLD, CONTOUR = 64, 0.1, 0.95
 class BeadStatistics:
     """Mean and spread, Å, of the distance of bonded beads in simulations, by kind of pair.
 
-    Kinds are named as by `mdbackmap.geometry.bead_bonds.pair_names`.
+    Kinds are named as by `mdbackmap.geometry.bead_bonds.pair_kinds`.
     """
 
     distances: dict[str, tuple[float, float]]
@@ -48,9 +48,8 @@ class BeadStatistics:
         """
         found: dict[str, list[np.ndarray]] = {}
         for system, frames, boxes in simulations:
-            pairs, names = system.bead_pairs()
+            pairs, kinds, code = system.bead_pairs()
             unwrap = Unwrapper(system.bead_parent)
-            kinds, code = np.unique(names, return_inverse=True)
             for beads, box in zip(frames, boxes, strict=True):
                 length = _lengths(unwrap(beads, box), pairs)
                 for k, kind in enumerate(kinds.tolist()):
@@ -71,9 +70,9 @@ class Simulator:
 
     def __init__(self, system: System, statistics: BeadStatistics) -> None:
         self.system = system
-        self.pairs, names = system.bead_pairs()
-        known = [statistics.distances.get(name, (np.nan, np.nan)) for name in names.tolist()]
-        self.mean, self.spread = np.array(known).reshape(-1, 2).T
+        self.pairs, kinds, code = system.bead_pairs()
+        known = [statistics.distances.get(name, (np.nan, np.nan)) for name in kinds.tolist()]
+        self.mean, self.spread = np.array(known).reshape(-1, 2)[code].T
         self.inside = system.bead_residue[self.pairs[:, 0]] == system.bead_residue[self.pairs[:, 1]]
         self.idealiser = SystemIdealiser(
             system.constraints, system.n_atoms, system.members, system.weights, system.n_beads,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mdbackmap.errors import ConfigError, ModelError, listing
-from mdbackmap.geometry.bead_bonds import bead_pairs, pair_names
+from mdbackmap.geometry.bead_bonds import bead_pairs, pair_kinds
 from mdbackmap.models import checkpoint
 from mdbackmap.models.checkpoint import Checkpoint
 from mdbackmap.models.encoder import SIMULATED_NOISE, EncoderConfig
@@ -53,20 +53,20 @@ def bead_distances(
     The beads of a trajectory are compared with them.
     """
     found: dict[str, list[np.ndarray]] = {}
-    keys, names = np.array(vocabulary.beads), np.array(vocabulary.residues)
     for source in sources:
         for k in np.random.default_rng(0).permutation(len(source.samples))[:most]:
             sample = source.samples[k]
             pairs, inside = bead_pairs(sample.atom_bead, sample.bonds[0], sample.bead_residue)
-            kinds = pair_names(pairs, inside, keys[sample.bead_key],
-                               names[sample.residue_name[sample.bead_residue]])  # fmt: skip
+            names, kind = pair_kinds(
+                pairs, inside, sample.bead_key, sample.residue_name[sample.bead_residue],
+                vocabulary.beads, vocabulary.residues,
+            )  # fmt: skip
             ends = sample.bead_position[pairs]
             length = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
-            order = np.argsort(kinds, kind="stable")
-            labels, starts = np.unique(kinds[order], return_index=True)
-            for label, values in zip(labels.tolist(), np.split(length[order], starts[1:]),
-                                     strict=True):  # fmt: skip
-                found.setdefault(label, []).append(values)
+            starts = np.cumsum(np.bincount(kind, minlength=len(names)))[:-1]
+            pieces = np.split(length[np.argsort(kind, kind="stable")], starts)
+            for name, values in zip(names.tolist(), pieces, strict=True):
+                found.setdefault(name, []).append(values)
     table = {label: np.concatenate(pieces) for label, pieces in sorted(found.items())}
     return {
         label: (round(float(values.mean()), 3), round(float(values.std()), 3))
