@@ -652,6 +652,8 @@ def test_no_handler_of_signals_is_left_behind():
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+# The signal may fall between opening a file to read and taking hold of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_terminated(folder, weights, monkeypatch):
     """A batch system's TERM leaves as little behind as Ctrl-C."""
     write = FrameWriter.write

@@ -12,11 +12,14 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from mdbackmap.compiled import compiled
 from mdbackmap.errors import InputFileError
 
 _XTC = {1995: ">i", 2023: ">q"}
 """Magic numbers, and how each writes the size of the compressed coordinates."""
-_XTC_SMALLEST = range(9, 73)
+LEAST_BITS, MOST_BITS = 9, 73
 """Places in the format's table of sizes that a frame may name."""
 _TRR = 1993
 
@@ -106,7 +109,7 @@ def is_sound(path: str | Path, start: int, n_atoms: int) -> bool:
             return False
         precision, *bounds, smallest = struct.unpack_from(">f6ii", head, 56)
         extents = [high - low for low, high in zip(bounds[:3], bounds[3:], strict=True)]
-        if not (precision > 0 and min(extents) >= 0 and smallest in _XTC_SMALLEST):
+        if not (precision > 0 and min(extents) >= 0 and LEAST_BITS <= smallest < MOST_BITS):
             return False
         size = struct.calcsize(_XTC[magic])
         n_bytes = struct.unpack(_XTC[magic], handle.read(size).rjust(size, b"\0"))[0]
@@ -114,27 +117,29 @@ def is_sound(path: str | Path, start: int, n_atoms: int) -> bool:
         if not 0 < n_bytes <= 4 * (18 * n_atoms // 5 - 3):
             return False
         packed = handle.read(n_bytes)
-    return len(packed) == n_bytes and _holds(packed, n_atoms, extents, smallest)
-
-
-def _holds(packed: bytes, n_atoms: int, extents: list[int], smallest: int) -> bool:
-    """Tell whether compressed coordinates are those of so many particles.
-
-    A particle is written in as many bits as the extents take, and a bit that says whether five
-    more follow: how many particles follow it in few bits each (times three), and whether these
-    few bits become more or fewer from there on. Only the lengths are read here.
-    """
+    if len(packed) != n_bytes:
+        return False
     sizes = [extent + 1 for extent in extents]
     large = max(sizes) >= 1 << 24
     wide = sum(n.bit_length() for n in sizes) if large else math.prod(sizes).bit_length()
-    narrow, followers, found, at, end = smallest, 0, 0, 0, 8 * len(packed)
-    packed += b"\0\0"
+    return _holds(np.frombuffer(packed + b"\0\0", np.uint8), n_atoms, wide, smallest)
+
+
+@compiled
+def _holds(packed, n_atoms, wide, smallest):
+    """Tell whether compressed coordinates, and two bytes more, are those of so many particles.
+
+    A particle is written in so many bits as the extents take, ``wide``, and a bit that says whether
+    five more follow: how many particles follow it in few bits each (times three), and whether these
+    few bits become more or fewer from there on. Only the lengths are read here.
+    """
+    narrow, followers, found, at, end = smallest, 0, 0, 0, 8 * (len(packed) - 2)
     while found < n_atoms:
         at += wide
         if at >= end:
             return False
         byte, bit = at >> 3, at & 7
-        word = packed[byte] << 8 | packed[byte + 1]
+        word = np.int64(packed[byte]) << 8 | np.int64(packed[byte + 1])
         at += 1
         change = 0
         if word >> (15 - bit) & 1:
@@ -144,7 +149,7 @@ def _holds(packed: bytes, n_atoms: int, extents: list[int], smallest: int) -> bo
         at += followers * narrow
         found += 1 + followers
         narrow += change
-        if narrow not in _XTC_SMALLEST:
+        if narrow < LEAST_BITS or narrow >= MOST_BITS:
             return False
     return found == n_atoms and at <= end < at + 32
 
