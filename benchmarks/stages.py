@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -58,11 +59,14 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in which the operating system counts memory."""
 
 
-class Clock:
-    """Adds up the CPU time of this thread in stages, not counting what they call of others."""
+class Clock(threading.local):
+    """Adds up CPU time in stages, not counting what they call of others.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    Frames are written by another thread than the one that makes them.
+    """
+
+    def __init__(self, everywhere: dict[str, float]) -> None:
+        self.seconds = everywhere
         self._inner: list[float] = []
 
     def timed(self, stage: str, function: Callable) -> Callable:
@@ -81,7 +85,7 @@ class Clock:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Time the stages of everything that runs meanwhile, in this thread."""
+        """Time the stages of everything that runs meanwhile."""
         with ExitStack() as stack:
             for stage, places in STAGES.items():
                 for owner, name in places:
@@ -119,7 +123,7 @@ def measure(
     source = CGSource.open(trajectory, topology)
     system = lay_out(source, "martini3", solvent=options.solvent)
     backmapper = inspected(Backmapper(system, None, options), source)
-    clock = Clock()
+    clock = Clock(defaultdict(float))
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "aa.xtc"
         job = job_of(source, backmapper, output, n_frames)

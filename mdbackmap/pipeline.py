@@ -611,9 +611,7 @@ class Backmapper:
             return positions
         rules, rows = self.contact_rules, range(len(asked))
         contacts = spread(
-            lambda k: rules.between(
-                *close_pairs(positions[k], asked[k].box, REACH, rules.bonded)
-            ),
+            lambda k: rules.between(*close_pairs(positions[k], asked[k].box, REACH, rules.bonded)),
             rows,
         )
         better = self.idealiser(np.stack(positions), np.stack([o.beads for o in asked]), contacts)

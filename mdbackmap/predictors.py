@@ -123,8 +123,12 @@ class NetworkPredictor:
             ))  # fmt: skip
         elif alone:
             vectors = predict_residues(
-                network, self._kinds, torch.from_numpy(beads).to(self.model.device), noise,
-                self.chunk_size, self.system.n_atoms,
+                network,
+                self._kinds,
+                torch.from_numpy(beads).to(self.model.device),
+                noise,
+                self.chunk_size,
+                self.system.n_atoms,
             )
         else:
             vectors = self._in_chunks(beads, box, noise)

@@ -81,9 +81,13 @@ def with_images(
     """
     if box is None or not len(points):
         return points, np.arange(len(points))
-    inside = cells.wrapped(np.ascontiguousarray(points), np.linalg.inv(box))
-    inside, owner = cells.images(inside, cutoff / heights(box))
-    return cells.unwrapped(inside, np.ascontiguousarray(box, dtype=np.float64)), owner
+    points = np.ascontiguousarray(points, dtype=np.float64)
+    return cells.with_images(points, box_vectors(box), float(cutoff))
+
+
+def box_vectors(box: np.ndarray | None) -> np.ndarray:
+    """Return a box as compiled loops take it: (3, 3), float64; without a box (0, 3)."""
+    return np.zeros((0, 3)) if box is None else np.ascontiguousarray(box, dtype=np.float64)
 
 
 class Unwrapper:

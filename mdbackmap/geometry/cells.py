@@ -10,27 +10,62 @@ LEAST = 1e-3
 """Å; no cell is smaller."""
 
 
-def grid(points: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where cells begin, their size, Å, none smaller than the cutoff, and their numbers.
+@compiled
+def sorted_into_cells(points, box, cutoff):
+    """Sort points, and their images within the cutoff of the cell, into cells of a grid.
 
     Parameters
     ----------
-    points : ndarray, shape=(n, 3), Å
+    points : ndarray, shape=(n, 3), float64, Å
         At least one.
+    box : ndarray, shape=(3, 3) or (0, 3), float64, Å
+
+    Returns
+    -------
+    points : ndarray, shape=(m, 3), float64, Å
+        In the order of their cells.
+    number, owner : ndarray, shape=(m,), int64
+        What each was before it was sorted, images behind points, and the point it is an image of.
+    start : ndarray, int64
+        Where each cell starts.
+    low, size : ndarray, shape=(3,), Å; shape : ndarray, shape=(3,), int64
+        Where cells begin, their size, no smaller than the cutoff, and their numbers.
     """
-    low, size = points.min(axis=0), np.full(3, max(cutoff, LEAST))
-    extent = points.max(axis=0) - low
+    owner = np.arange(len(points))
+    if len(box):
+        points, owner = with_images(points, box, cutoff)
+    low, size, shape = _grid(points, cutoff)
+    number, start = _sorted_by_cell(points, low, size, shape)
+    new, owners = np.empty((len(points), 3), np.float64), np.empty(len(points), np.int64)
+    for k in range(len(points)):
+        owners[k] = owner[number[k]]
+        for x in range(3):
+            new[k, x] = points[number[k], x]
+    return new, number, owners, start, low, size, shape
+
+
+@part
+def _grid(points, cutoff):
+    low, size, extent = np.empty(3), np.full(3, max(cutoff, LEAST)), np.empty(3)
+    for x in range(3):
+        least = most = points[0, x]
+        for i in range(len(points)):
+            least, most = min(least, points[i, x]), max(most, points[i, x])
+        low[x], extent[x] = least, most - least
     while True:
         shape = np.floor(extent / size) + 1
-        if shape.prod() <= max(2 * len(points), 64):
+        if shape[0] * shape[1] * shape[2] <= max(2 * len(points), 64):
             return low, size, shape.astype(np.int64)
         # Far more cells than points: the widest axes are cut more coarsely.
-        size = np.where(shape == shape.max(), 2 * size, size)
+        widest = shape.max()
+        for x in range(3):
+            if shape[x] == widest:
+                size[x] *= 2
 
 
-@compiled
-def sorted_by_cell(points, low, size, shape):
-    """Return the order of points by their cells, and where each cell starts."""
+@part
+def _sorted_by_cell(points, low, size, shape):
+    """The order of points by their cells, and where each cell starts."""
     n = len(points)
     cell = np.empty(n, np.int64)
     start = np.zeros(shape[0] * shape[1] * shape[2] + 1, np.int64)
@@ -60,10 +95,8 @@ def pairs_in_cells(points, number, owner, start, shape, begin, end, cutoff, n, o
 
     Parameters
     ----------
-    points, number, owner : ndarray, shape=(m, 3), float64, (m,), (m,), int64
-        Sorted by cell; ``number`` is what each was before, ``owner`` whose image it is.
-    start : ndarray; shape : ndarray, shape=(3,)
-        As `sorted_by_cell` and `grid` return them.
+    points, number, owner, start, shape
+        As `sorted_into_cells` returns them.
     n : int
         Points that are no images; numbered first.
     own_images : bool
@@ -139,8 +172,8 @@ def pairs_of_two(centres, points, start, low, size, shape, cutoff):
     Parameters
     ----------
     centres : ndarray, shape=(m, 3), float64, Å
-    points : ndarray, shape=(k, 3), float64, Å
-        Sorted by cell; further parameters and returns as above, points numbered as they are given.
+    points, start, low, size, shape
+        As `sorted_into_cells` returns them. Points are numbered as they are given here.
     """
     room = 1024
     pairs, vectors = np.empty((room, 2), np.int64), np.empty((room, 3), np.float32)
@@ -170,8 +203,48 @@ def pairs_of_two(centres, points, start, low, size, shape, cutoff):
 
 
 @compiled
-def wrapped(points, inverse):
-    """Return shares of box vectors between 0 and 1, shape (n, 3), float64."""
+def with_images(points, box, cutoff):
+    """Put points into the cell and append images within the cutoff of it.
+
+    Parameters
+    ----------
+    points : ndarray, shape=(n, 3), float64, Å
+    box : ndarray, shape=(3, 3), float64, Å
+
+    Returns
+    -------
+    ndarray, shape=(n + images, 3), float64, Å; ndarray, shape=(n + images,), int64
+        And the point each is an image of.
+    """
+    inverse, margins = _inverse(box), np.empty(3)
+    for x in range(3):
+        # A column is as long as faces are near.
+        margins[x] = cutoff * np.sqrt(inverse[0, x] ** 2 + inverse[1, x] ** 2 + inverse[2, x] ** 2)
+    shares, owner = _images(_wrapped(points, inverse), margins)
+    placed = np.empty((len(shares), 3), np.float64)
+    for i in range(len(shares)):
+        for x in range(3):
+            placed[i, x] = (shares[i, 0] * box[0, x] + shares[i, 1] * box[1, x]
+                            + shares[i, 2] * box[2, x])  # fmt: skip
+    return placed, owner
+
+
+@part
+def _inverse(box):
+    """The inverse of a matrix (3, 3), by cross products of its rows."""
+    result = np.empty((3, 3))
+    for x in range(3):
+        one, two = box[(x + 1) % 3], box[(x + 2) % 3]
+        result[0, x] = one[1] * two[2] - one[2] * two[1]
+        result[1, x] = one[2] * two[0] - one[0] * two[2]
+        result[2, x] = one[0] * two[1] - one[1] * two[0]
+    volume = box[0, 0] * result[0, 0] + box[0, 1] * result[1, 0] + box[0, 2] * result[2, 0]
+    return result / volume
+
+
+@part
+def _wrapped(points, inverse):
+    """Shares of box vectors between 0 and 1."""
     inside = np.empty((len(points), 3), np.float64)
     for i in range(len(points)):
         for x in range(3):
@@ -181,22 +254,9 @@ def wrapped(points, inverse):
     return inside
 
 
-@compiled
-def images(inside, margins):
-    """Append images within margins of the cell.
-
-    Parameters
-    ----------
-    inside : ndarray, shape=(n, 3), float64
-        As `wrapped` returns them.
-    margins : ndarray, shape=(3,)
-        Shares of box vectors.
-
-    Returns
-    -------
-    ndarray, shape=(n + images, 3), float64; ndarray, shape=(n + images,), int64
-        Shares, and the point each is an image of.
-    """
+@part
+def _images(inside, margins):
+    """Shares of box vectors, and those of images within margins, shares as well, of the cell."""
     count = np.int64(len(inside))
     room = count + count // 8 + 64
     points, owner = _room(inside, room)
@@ -227,17 +287,6 @@ def _shift(points, owner, before, count, axis, way, low, high):
             points[count, axis] += way
             owner[count] = owner[i]
             count += 1
-
-
-@compiled
-def unwrapped(inside, box):
-    """Return points from shares of box vectors, shape (n, 3), float64, Å."""
-    points = np.empty((len(inside), 3), np.float64)
-    for i in range(len(inside)):
-        for x in range(3):
-            points[i, x] = (inside[i, 0] * box[0, x] + inside[i, 1] * box[1, x]
-                            + inside[i, 2] * box[2, x])  # fmt: skip
-    return points
 
 
 @part

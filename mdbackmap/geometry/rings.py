@@ -16,8 +16,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from mdbackmap.compiled import compiled, part
 from mdbackmap.geometry import cells
-from mdbackmap.geometry.boxes import minimum_image, spanning_tree, with_images
+from mdbackmap.geometry.boxes import box_vectors, minimum_image, spanning_tree, with_images
 from mdbackmap.geometry.constraints import Backbone, Constraints
 from mdbackmap.geometry.contacts import ContactRules
 from mdbackmap.geometry.idealise import Idealiser, kept_apart
@@ -29,6 +30,8 @@ LONGEST_BOND = 3.0
 """Å; a longer bond is broken, and not asked whether it goes through a ring."""
 WIDEST_RING = 2.5
 """Å from the centre to an atom; a ring of eight has 2.0."""
+PARALLEL = 1e-9
+"""Å^3; a bond and a triangle that span less lie in one plane."""
 ROUNDS = 6
 """Times each pierced ring is tried at most, each time over another edge or further."""
 MARGIN = 1.2
@@ -133,27 +136,84 @@ def pierced_rings(
     ring, bond : ndarray, shape=(m,), int64
         One row per bond through a ring.
     """
-    corner = minimum_image(positions[rings] - positions[rings[:, :1]], box)
-    own = np.ones(rings.shape, dtype=bool)
-    own[:, 1:] = rings[:, 1:] != rings[:, :-1]
-    centre = (corner * own[..., None]).sum(1) / own.sum(1, keepdims=True)
-    corner -= centre[:, None]
-    centre += positions[rings[:, 0]]
-    along = minimum_image(positions[bonds[:, 1]] - positions[bonds[:, 0]], box)
-    middle = positions[bonds[:, 0]] + along / 2
-
+    if not len(rings):
+        none = np.zeros(0, dtype=np.int64)
+        return none.astype(bool), none, none
+    points, cell = np.ascontiguousarray(positions, dtype=np.float64), box_vectors(box)
+    inverse = np.linalg.inv(cell) if len(cell) else cell
+    centre, corner, radius = _fans(points, rings, cell, inverse)
+    middle, along, longest = _rods(points, bonds, cell, inverse)
     measured = np.isfinite(centre).all(axis=1)
-    length = np.einsum("ij,ij->i", along, along)
-    usable = np.flatnonzero(length < LONGEST_BOND**2)
-    at = np.flatnonzero(measured)
-    radius = np.sqrt(np.einsum("ijk,ijk->ij", corner[at], corner[at]).max(initial=0.0))
-    reach = min(radius, WIDEST_RING) + np.sqrt(length[usable].max(initial=0.0)) / 2
-    ring, bond, offset = near(centre[at], middle[usable], box, float(reach))
+    at, usable = np.flatnonzero(measured), np.flatnonzero(np.isfinite(middle[:, 0]))
+    reach = min(radius, WIDEST_RING) + longest / 2
+    ring, bond, offset = near(centre[at], middle[usable], box, reach)
     ring, bond = at[ring], usable[bond]
-    apart = (rings[ring][:, :, None] != bonds[bond][:, None, :]).all(axis=(1, 2))
-    ring, bond, offset = ring[apart], bond[apart], offset[apart]
-    hit = _crosses(offset - along[bond] / 2, along[bond], corner[ring])
+    hit = _crosses(offset, along, corner, rings, bonds, ring, bond)
     return measured, ring[hit], bond[hit]
+
+
+@part
+def _way(points, i, j, cell, inverse):
+    """From a point to the nearest image of another."""
+    x, y, z = points[j, 0] - points[i, 0], points[j, 1] - points[i, 1], points[j, 2] - points[i, 2]
+    if not len(cell):
+        return x, y, z
+    a = np.round(x * inverse[0, 0] + y * inverse[1, 0] + z * inverse[2, 0])
+    b = np.round(x * inverse[0, 1] + y * inverse[1, 1] + z * inverse[2, 1])
+    c = np.round(x * inverse[0, 2] + y * inverse[1, 2] + z * inverse[2, 2])
+    return (
+        x - a * cell[0, 0] - b * cell[1, 0] - c * cell[2, 0],
+        y - a * cell[0, 1] - b * cell[1, 1] - c * cell[2, 1],
+        z - a * cell[0, 2] - b * cell[1, 2] - c * cell[2, 2],
+    )
+
+
+@compiled
+def _fans(points, rings, cell, inverse):
+    """Centres (n, 3) of rings, corners (n, k, 3) from there, and the largest radius, Å."""
+    n, k = rings.shape
+    centre, corner, most = np.empty((n, 3)), np.empty((n, k, 3)), 0.0
+    for r in range(n):
+        for x in range(3):
+            centre[r, x] = 0.0
+        size = 0
+        for c in range(k):
+            way = _way(points, rings[r, 0], rings[r, c], cell, inverse)
+            corner[r, c, 0], corner[r, c, 1], corner[r, c, 2] = way
+            if c == 0 or rings[r, c] != rings[r, c - 1]:
+                size += 1
+                for x in range(3):
+                    centre[r, x] += corner[r, c, x]
+        for x in range(3):
+            centre[r, x] /= size
+        for c in range(k):
+            square = 0.0
+            for x in range(3):
+                corner[r, c, x] -= centre[r, x]
+                square += corner[r, c, x] ** 2
+            # False of what is no number.
+            if square > most:
+                most = square
+        for x in range(3):
+            centre[r, x] += points[rings[r, 0], x]
+    return centre, corner, np.sqrt(most)
+
+
+@compiled
+def _rods(points, bonds, cell, inverse):
+    """Middles (m, 3) of bonds, NaN where one is broken, ways along them, and the longest, Å."""
+    middle, along = np.empty((len(bonds), 3)), np.empty((len(bonds), 3))
+    most = 0.0
+    for b in range(len(bonds)):
+        i = bonds[b, 0]
+        along[b, 0], along[b, 1], along[b, 2] = _way(points, i, bonds[b, 1], cell, inverse)
+        square = along[b, 0] ** 2 + along[b, 1] ** 2 + along[b, 2] ** 2
+        whole = square < LONGEST_BOND * LONGEST_BOND
+        if whole and square > most:
+            most = square
+        for x in range(3):
+            middle[b, x] = points[i, x] + along[b, x] / 2 if whole else np.nan
+    return middle, along, np.sqrt(most)
 
 
 def near(
@@ -177,35 +237,58 @@ def near(
     if not len(centres) or not len(points):
         none = np.zeros(0, dtype=np.int64)
         return none, none, np.zeros((0, 3))
-    centres, _ = with_images(np.asarray(centres, dtype=np.float64), box, 0.0)
-    points, owner = with_images(np.asarray(points, dtype=np.float64), box, cutoff)
-    low, size, shape = cells.grid(points, cutoff)
-    order, start = cells.sorted_by_cell(points, low, size, shape)
-    pairs, vectors = cells.pairs_of_two(centres, points[order], start, low, size, shape, cutoff)
-    centre, point = pairs[:, 0], owner[order[pairs[:, 1]]]
+    centres, _ = with_images(np.ascontiguousarray(centres, dtype=np.float64), box, 0.0)
+    points, _, owner, *grid = cells.sorted_into_cells(
+        np.ascontiguousarray(points, dtype=np.float64), box_vectors(box), float(cutoff)
+    )
+    pairs, vectors = cells.pairs_of_two(centres, points, *grid, float(cutoff))
+    centre, point = pairs[:, 0], owner[pairs[:, 1]]
     rows = np.lexsort((point, centre))
     return centre[rows], point[rows], vectors[rows].astype(np.float64)
 
 
-def _crosses(start: np.ndarray, along: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Whether each segment crosses its ring, all relative to the ring's centre.
+@compiled
+def _crosses(offset, along, corner, rings, bonds, ring, bond):
+    """Whether each bond crosses its ring, of which it must be no part.
+
+    Parameters
+    ----------
+    offset : ndarray, shape=(m, 3), Å
+        From the centre of the ring to the middle of the bond.
+    along : ndarray, shape=(n_bonds, 3); corner : ndarray, shape=(n_rings, k, 3), Å
+    ring, bond : ndarray, shape=(m,), int64
 
     References
     ----------
     Möller and Trumbore's ray-triangle intersection, with the centre as the first corner.
     """
-    first, second = corner, np.roll(corner, -1, axis=1)
-    start, along = start[:, None], along[:, None]
-    normal = np.cross(along, second)
-    scale = np.einsum("ijk,ijk->ij", first, normal)
-    parallel = np.abs(scale) < 1e-9
-    scale = np.where(parallel, 1.0, scale)
-    side = np.cross(np.broadcast_to(start, first.shape), first)
-    u = np.einsum("ijk,ijk->ij", np.broadcast_to(start, normal.shape), normal) / scale
-    v = np.einsum("ijk,ijk->ij", np.broadcast_to(along, side.shape), side) / scale
-    t = np.einsum("ijk,ijk->ij", second, side) / scale
-    inside = (u >= 0) & (v >= 0) & (u + v <= 1) & (t >= 0) & (t <= 1)
-    return (inside & ~parallel).any(axis=1)
+    found, k = np.zeros(len(ring), np.bool_), rings.shape[1]
+    for m in range(len(ring)):
+        r, b = ring[m], bond[m]
+        own = False
+        for c in range(k):
+            own |= rings[r, c] == bonds[b, 0] or rings[r, c] == bonds[b, 1]
+        if own:
+            continue
+        dx, dy, dz = along[b, 0], along[b, 1], along[b, 2]
+        sx, sy, sz = offset[m, 0] - dx / 2, offset[m, 1] - dy / 2, offset[m, 2] - dz / 2
+        for c in range(k):
+            ax, ay, az = corner[r, c, 0], corner[r, c, 1], corner[r, c, 2]
+            after = c + 1 if c + 1 < k else 0
+            bx, by, bz = corner[r, after, 0], corner[r, after, 1], corner[r, after, 2]
+            # The normal of the way and the second corner; the side is start times first corner.
+            nx, ny, nz = dy * bz - dz * by, dz * bx - dx * bz, dx * by - dy * bx
+            scale = ax * nx + ay * ny + az * nz
+            if abs(scale) < PARALLEL:
+                continue
+            qx, qy, qz = sy * az - sz * ay, sz * ax - sx * az, sx * ay - sy * ax
+            u = (sx * nx + sy * ny + sz * nz) / scale
+            v = (dx * qx + dy * qy + dz * qz) / scale
+            t = (bx * qx + by * qy + bz * qz) / scale
+            if u >= 0 and v >= 0 and u + v <= 1 and t >= 0 and t <= 1:
+                found[m] = True
+                break
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from mdbackmap.geometry import cells
-from mdbackmap.geometry.boxes import with_images
+from mdbackmap.geometry.boxes import box_vectors
 from mdbackmap.threads import spread
 
 PIECE = 20_000
@@ -93,20 +93,19 @@ def _half_of_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Pairs with ``first`` < ``second``, and with ``own_images`` those of a point with its own."""
     n = len(positions)
-    points, owner = with_images(np.asarray(positions, dtype=np.float64), box, cutoff)
     if but is None:
         but = np.zeros((0, 0), dtype=np.int32)
-    if not len(points):
+    if not n:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.float32)
-    low, size, shape = cells.grid(points, cutoff)
-    order, start = cells.sorted_by_cell(points, low, size, shape)
-    points, owner = points[order], owner[order]
+    points, number, owner, start, *_, shape = cells.sorted_into_cells(
+        np.ascontiguousarray(positions, dtype=np.float64), box_vectors(box), float(cutoff)
+    )
     columns = shape[0] * shape[1]
     pieces = max(1, min(int(columns), len(points) // PIECE))
-    cuts = np.linspace(0, columns, pieces + 1).astype(np.int64)
+    cuts = [columns * k // pieces for k in range(pieces + 1)]
     found = spread(
         lambda k: cells.pairs_in_cells(
-            points, order, owner, start, shape, cuts[k], cuts[k + 1], cutoff, n, own_images, but
+            points, number, owner, start, shape, cuts[k], cuts[k + 1], cutoff, n, own_images, but
         ),
         range(pieces),
     )
