@@ -30,7 +30,7 @@ how much more firmly torsions are held, and less tightly beads and places. Strai
 clashes must give way by moving atoms, not by turning peptides."""
 STEPS = 400
 """Most steps of every attempt with the force field."""
-ATTEMPTS, AROUND = 8, 6.0
+ATTEMPTS, AROUND = 16, 6.0
 """Times the force field is tried; from the second on what holds atoms within so many Å of those
 with too large a force is loosened, and loosened again."""
 MARGIN = 0.8
