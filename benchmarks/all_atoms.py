@@ -183,6 +183,7 @@ def bond_errors(found: Assignment, positions: np.ndarray) -> tuple[np.ndarray, n
     """Share by which every bond is longer than in a force field; whether hydrogen is in it."""
     errors, light = [], []
     starts = np.cumsum([0, *(len(k.first) for k in found.kinds)])
+    bonded = [set(map(frozenset, kind.bonds.tolist())) for kind in found.kinds]
     for force in found.flexible.getForces():
         if not isinstance(force, mm.HarmonicBondForce):
             continue
@@ -190,7 +191,7 @@ def bond_errors(found: Assignment, positions: np.ndarray) -> tuple[np.ndarray, n
             k = int(np.searchsorted(starts, i, side="right")) - 1
             kind = found.kinds[k]
             i, j = i - starts[k], j - starts[k]
-            if not {(i, j), (j, i)} & set(map(tuple, kind.bonds.tolist())):
+            if frozenset((i, j)) not in bonded[k]:
                 continue  # Urey-Bradley
             ends = positions[kind.atoms[:, [i, j]]]
             errors.append(np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1) / (10 * length) - 1)
