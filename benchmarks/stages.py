@@ -130,6 +130,8 @@ def measure(
         job.folder.mkdir()
         if warm:
             job_of(source, backmapper, output, min(n_frames, backmapper.together)).convert(0)
+        # What was predicted to learn of the trajectory is no gift to a file of one frame.
+        backmapper._foretold = None
         began, before = time.perf_counter(), time.process_time()
         with ExitStack() as stack:
             if threads == 1:

@@ -26,7 +26,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 UBIQUITIN = Path(__file__).parents[1] / "tutorials" / "data" / "ubiquitin.xtc"
-CASES = {"ubiquitin_en": 64, "a2a_caff": 4, "big_bilayer": 1}
+CASES = {"ubiquitin_en": 64, "a2a_caff": 16, "big_bilayer": 2}
 """Frames of each case."""
 SLOWER = 1.25
 """Times the CPU time of before, from which on a measurement is called slower."""
@@ -109,8 +109,7 @@ def run(data: Path | None, *, full: bool) -> dict:
     if data and (data / "million_beads").exists():
         with tempfile.TemporaryDirectory() as folder:
             for times in (1, 2, 4, *((8, 12) if full else ())):
-                add(f"tiled {times} x {times}", tiled(data, Path(folder), times), None, frames=1,
-                    cold=True)  # fmt: skip
+                add(f"tiled {times} x {times}", tiled(data, Path(folder), times), None, frames=1)
     runs = {"start-up and one frame": whole_run(UBIQUITIN, None, "--stop", "1"),
             "ubiquitin, 31 frames": whole_run(UBIQUITIN, None)}  # fmt: skip
     if full and "ubiquitin_en" in found:

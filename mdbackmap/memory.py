@@ -6,6 +6,10 @@ the CPU: estimates are off by up to a tenth.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
+
 from mdbackmap.errors import MemoryLimitError
 
 PROCESS = 610_000_000
@@ -18,6 +22,28 @@ PER_BEAD_IN_CHUNK = 70_000
 """Bytes for every bead that is predicted together with others."""
 SMALLEST_CHUNK = 32
 """Beads; smaller chunks save nothing."""
+
+
+KEPT = 256 << 20
+"""Bytes at the end of a process's memory that it keeps although they are free."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What glibc's mallopt calls two of its settings."""
+
+
+@functools.cache
+def keep_freed() -> None:
+    """Have the C library keep memory that is freed for what is allocated next.
+
+    By default it gives arrays of some megabytes back to the system, and the next frame asks for the
+    same again, of which the system clears every page. Of use with glibc; other C libraries are left
+    as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, KEPT)
 
 
 def needed(n_beads: int, n_atoms: int, chunk_size: int, n_solvent: int = 0) -> int:

@@ -28,13 +28,8 @@ if TYPE_CHECKING:
               help="Structure to leave out, or a file that lists them; repeatable.")  # fmt: skip
 @click.option("--like", multiple=True, type=click.Path(exists=True, dir_okay=False),
               help="Coarse-grained trajectory; beads are moved to lie as there.")  # fmt: skip
-@click.option("--recombine", default=0, metavar="N",
-              help="Write N copies of every structure in its place, in which molecules with alkyl "
-              "chains take parts of their heads from one another.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of moved beads and recombined heads.")
-def prepare(
-    inputs, output, mapping, max_residues, stride, residue, exclude, like, recombine, seed
-) -> None:
+@click.option("--seed", default=0, show_default=True, help="Of the moved beads.")
+def prepare(inputs, output, mapping, max_residues, stride, residue, exclude, like, seed) -> None:
     """Turn atomistic structures into a training set.
 
     INPUTS are structures, 'STRUCTURE+TRAJECTORY' pairs given as two files with the same stem, or
@@ -47,7 +42,6 @@ def prepare(
     from mdbackmap.io.writing import check_place
     from mdbackmap.mapping.library import Library
     from mdbackmap.training.dataset import Builder
-    from mdbackmap.training.recombine import Recombiner
     from mdbackmap.training.simulated import Simulator
 
     check_place(output, map(Path, inputs))
@@ -67,22 +61,18 @@ def prepare(
             if name in exclude:
                 continue
             try:
-                simulator, heads = None, None
-                frames = systems(topology, trajectory, library, stride=stride, residue=residue)
-                if recombine:
-                    frames = list(frames)
-                    heads = Recombiner((frame[0], frame[1], frame[3]) for frame in frames)
-                for system, positions, box, usable in frames:
+                simulator = None
+                for system, positions, box, usable in systems(
+                    topology, trajectory, library, stride=stride, residue=residue
+                ):
                     if max_residues and len(system.next_residue) > max_residues:
                         left.append(f"{name}: {len(system.next_residue)} residues")
                         break
-                    for _ in range(recombine or 1):
-                        atoms = heads(system, positions, rng) if heads else positions
-                        beads = None
-                        if statistics:
-                            simulator = simulator or Simulator(system, statistics)
-                            atoms, beads = simulator(atoms, box, rng)
-                        builder.add(name, system, atoms, box, usable, beads)
+                    beads = None
+                    if statistics:
+                        simulator = simulator or Simulator(system, statistics)
+                        positions, beads = simulator(positions, box, rng)
+                    builder.add(name, system, positions, box, usable, beads)
             except MdbackmapError as error:
                 left.append(f"{name}: {error}")
     builder.save(output, note=", ".join(Path(i).name for i in inputs)[:2000])

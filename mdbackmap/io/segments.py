@@ -29,6 +29,7 @@ import numpy as np
 from mdbackmap.errors import FrameError, MdbackmapError, OutputFileError, listing
 from mdbackmap.io.joining import checksum, joiner, to_disk
 from mdbackmap.io.writing import NAMELESS, FrameWriter, Outcome, Parts, check_names
+from mdbackmap.memory import keep_freed
 from mdbackmap.structure import Frame
 from mdbackmap.threads import Behind
 
@@ -211,6 +212,7 @@ class Job:
             A frame cannot be read.
         OutputFileError
         """
+        keep_freed()
         places = self.places(k)
         done = Segment([places.start, places.stop])
         with Parts() as parts:
