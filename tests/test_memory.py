@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -80,3 +81,20 @@ def test_a_conversion_stays_below_the_limit(tmp_path):
     code, peak = json.loads(done.stdout.splitlines()[-1])
     assert code == 0
     assert peak < 1.1 * 640e6
+
+
+@pytest.mark.parametrize("library", ["glibc", "another"])
+def test_freed_memory_is_kept(monkeypatch, library):
+    asked = {}
+    known = {"mallopt": asked.__setitem__} if library == "glibc" else {}
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(**known))
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    memory.keep_freed.__wrapped__()
+    # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
+    assert asked == ({-1: 256 << 20, -3: 1 << 30} if known else {})
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("not asked"))
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    memory.keep_freed.__wrapped__()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm, qmc
+from scipy.special import ndtri
 
 from mdbackmap.geometry.growth import QUADRATIC, Flex, Steps, fitted, grown
 from mdbackmap.lanes import LANES
@@ -134,6 +134,9 @@ class Conformers:
 
 def conformers(block: Block, number: int) -> Conformers:
     """Draw conformers of a block, evenly spread over what is likely (a Sobol sequence)."""
+    # It takes a second to import, and proteins do without.
+    from scipy.stats import qmc
+
     n = len(block.kinds)
     dice = qmc.Sobol(2 * n, scramble=True, rng=0).random(number).clip(1e-6, 1 - 1e-6)
     points = np.zeros((number, n + 3, 3))
@@ -145,8 +148,8 @@ def conformers(block: Block, number: int) -> Conformers:
             before = state[k - 1] if k and _minds(block, k) else None
             torsion = _draw(_shares(block.kinds[k]), before, dice[:, 2 * k])
         else:
-            torsion = block.fixed[k] + TWIST * norm.ppf(dice[:, 2 * k])
-        angle = block.angle[k] + BEND * norm.ppf(dice[:, 2 * k + 1])
+            torsion = block.fixed[k] + TWIST * ndtri(dice[:, 2 * k])
+        angle = block.angle[k] + BEND * ndtri(dice[:, 2 * k + 1])
         state[k] = state_of(torsion)
         turn, shift = frames(points[:, k : k + 3])
         way = [-np.cos(angle), np.sin(angle) * np.cos(torsion), np.sin(angle) * np.sin(torsion)]

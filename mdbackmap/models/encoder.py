@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
 
 LARGEST = 10_000
 """Bound on layers and features: beyond is a damaged file, not a network."""
-
-
 SAME_RESIDUE = 1
 """Place in `graph.neighbours.RELATIONS`."""
 SIMULATED_NOISE = 0.2
@@ -68,11 +69,28 @@ class EncoderConfig:
     @property
     def irreps(self) -> Irreps:
         """Irreps of a bead's features."""
+        # A third of the time it takes to start; only who asks for them needs it.
+        from e3nn.o3 import Irreps
+
         return Irreps(f"{self.scalars}x0e + {self.vectors}x1e")
 
     def to_dict(self) -> dict:
         """Return the fields as plain values, for checkpoints."""
         return asdict(self)
+
+
+def embedding(rows: int, width: int, mean: float = 0.0, spread: float = 1.0) -> nn.Embedding:
+    """Return a table of normally distributed numbers; without any where it has no memory.
+
+    Drawing them there takes nothing but the two seconds in which torch imports its compiler.
+    """
+    weight = torch.empty(rows, width)
+    if not weight.is_meta:
+        # Twice, as it always was: a seed gives the network that it gave.
+        nn.init.normal_(weight)
+        if (mean, spread) != (0.0, 1.0):
+            nn.init.normal_(weight, mean, spread)
+    return nn.Embedding.from_pretrained(weight, freeze=False)
 
 
 class RadialBasis(nn.Module):
@@ -84,7 +102,8 @@ class RadialBasis(nn.Module):
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("frequency", math.pi * torch.arange(1, size + 1) / cutoff)
+        waves = [math.pi * k / cutoff for k in range(1, size + 1)]
+        self.register_buffer("frequency", torch.tensor(waves, dtype=torch.float32))
 
     def forward(self, distance: Tensor) -> Tensor:
         """Return the basis, shape (..., size), for distances in Å."""
@@ -139,8 +158,7 @@ class Layer(nn.Module):
         c, v, r = config.scalars, config.vectors, config.radial
         self.first, self.c, self.v, self.r = first, c, v, r
         self.send = nn.Linear(c, c + v)
-        self.relation = nn.Embedding(config.relations, c + v)
-        nn.init.normal_(self.relation.weight, 1.0, 0.3)
+        self.relation = embedding(config.relations, c + v, 1.0, 0.3)
         self.mix_scalar = nn.Linear(r * c + (0 if first else r * v), c)
         self.mix_vector = nn.Linear((1 if first else 3) * r * v, v, bias=False)
         self.left = nn.Linear(v, v, bias=False)
@@ -233,8 +251,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.basis = RadialBasis(config.radial, config.cutoff)
-        self.bead = nn.Embedding(n_bead_keys, config.scalars)
-        self.residue = nn.Embedding(n_residues, config.scalars)
+        self.bead = embedding(n_bead_keys, config.scalars)
+        self.residue = embedding(n_residues, config.scalars)
         self.noise = nn.Sequential(nn.Linear(2, config.scalars), nn.SiLU(),
                                    nn.Linear(config.scalars, config.scalars))  # fmt: skip
         self.layers = nn.ModuleList(Layer(config, first=k == 0) for k in range(config.layers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mdbackmap.models.encoder import Encoder, EncoderConfig, cross
+from mdbackmap.models.encoder import Encoder, EncoderConfig, cross, embedding
 
 
 class HierarchicalVectors(nn.Module):
@@ -29,8 +29,7 @@ class HierarchicalVectors(nn.Module):
         self.right = nn.Linear(v, v, bias=False)
         self.expand = nn.Linear(2 * v, self.width, bias=False)
         self.gate = nn.Sequential(nn.Linear(c + v, 2 * c), nn.SiLU(), nn.Linear(2 * c, self.width))
-        self.read = nn.Embedding(n_atom_keys, self.width)
-        nn.init.normal_(self.read.weight, 0.0, self.width**-0.5)
+        self.read = embedding(n_atom_keys, self.width, 0.0, self.width**-0.5)
 
     def bead_vectors(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         """Return the vectors a bead's atoms are read from, shape (n, 3, width)."""
