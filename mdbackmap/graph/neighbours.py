@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
+from mdbackmap.compiled import compiled
 from mdbackmap.geometry import cells
 from mdbackmap.geometry.boxes import box_vectors
 from mdbackmap.threads import spread
@@ -60,15 +60,32 @@ def find_pairs(
     first, second : ndarray, shape=(m,), int64
     vectors : ndarray, shape=(m, 3), float32, Å
     """
-    first, second, vectors = _half_of_pairs(positions, box, cutoff, own_images=True)
-    # A pair of a point with an image of itself is there both ways already.
-    other = np.flatnonzero(first != second)
-    back = second[other], first[other], -vectors[other]
-    first, second, vectors = (
-        np.concatenate(both) for both in zip((first, second, vectors), back, strict=True)
-    )
-    order = _stable_order(first, len(positions))
-    return first.take(order), second.take(order), vectors.take(order, axis=0)
+    pairs = _half_of_pairs(positions, box, cutoff, own_images=True)
+    return _both_ways(*pairs, len(positions))
+
+
+@compiled
+def _both_ways(first, second, vectors, n):
+    """Pairs in both directions, sorted by the first; a point with its own image is there already."""
+    start = np.zeros(n + 1, np.int64)
+    for m in range(len(first)):
+        start[first[m] + 1] += 1
+        start[second[m] + 1] += first[m] != second[m]
+    for i in range(n):
+        start[i + 1] += start[i]
+    here, there = np.empty(start[n], np.int64), np.empty(start[n], np.int64)
+    ways = np.empty((start[n], 3), np.float32)
+    for way in (1, -1):
+        for m in range(len(first)):
+            i, j = (first[m], second[m]) if way == 1 else (second[m], first[m])
+            if way == -1 and i == j:
+                continue
+            place = start[i]
+            start[i] += 1
+            here[place], there[place] = i, j
+            for x in range(3):
+                ways[place, x] = way * vectors[m, x]
+    return here, there, ways
 
 
 def close_pairs(
@@ -111,13 +128,6 @@ def _half_of_pairs(
     )
     pairs, vectors = (np.concatenate(column) for column in zip(*found, strict=True))
     return pairs[:, 0].copy(), pairs[:, 1].copy(), vectors
-
-
-def _stable_order(numbers: np.ndarray, most: int) -> np.ndarray:
-    """Return what sorts numbers below ``most``, by counting them."""
-    ones = np.ones(len(numbers), dtype=np.int8)
-    shape = len(numbers), most
-    return sparse.csr_array((ones, numbers, np.arange(len(numbers) + 1)), shape).tocsc().indices
 
 
 def pairs_in_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
