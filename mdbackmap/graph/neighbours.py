@@ -66,7 +66,7 @@ def find_pairs(
 
 @compiled
 def _both_ways(first, second, vectors, n):
-    """Pairs in both directions, sorted by the first; a point with its own image is there already."""
+    """Pairs both ways, sorted by the first; those of a point with its image are so already."""
     start = np.zeros(n + 1, np.int64)
     for m in range(len(first)):
         start[first[m] + 1] += 1
