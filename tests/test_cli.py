@@ -16,8 +16,8 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from mdbackmap.io.files import open_universe, quiet_guesses
-from mdbackmap.io.writing import FrameWriter
 from mdbackmap.models.library import shipped
+from mdbackmap.threads import Behind
 from mdbackmap.warm_start import quick_imports
 
 from helpers_io import (
@@ -652,18 +652,16 @@ def test_no_handler_of_signals_is_left_behind():
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-# The signal may fall between opening a file to read and taking hold of it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_terminated(folder, weights, monkeypatch):
     """A batch system's TERM leaves as little behind as Ctrl-C."""
-    write = FrameWriter.write
+    do = Behind.do
 
-    def once(self, frame, positions, place=None):
-        write(self, frame, positions, place)
-        if self.written == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+    # In the thread that works on frames, which is the one that hears of signals.
+    def once(self, work, *given):
+        do(self, work, *given)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(FrameWriter, "write", once)
+    monkeypatch.setattr(Behind, "do", once)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with unchanged(folder):
         result = run("convert", folder / "cg.xtc", "-o", folder / "aa.xtc", "--model", weights)

@@ -82,7 +82,8 @@ class EncoderConfig:
 def embedding(rows: int, width: int, mean: float = 0.0, spread: float = 1.0) -> nn.Embedding:
     """Return a table of normally distributed numbers; without any where it has no memory.
 
-    Drawing them there takes nothing but the two seconds in which torch imports its compiler.
+    Where tables have no memory (torch's meta device), to draw them would only make torch import its
+    compiler, for two seconds.
     """
     weight = torch.empty(rows, width)
     if not weight.is_meta:
