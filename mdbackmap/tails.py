@@ -24,7 +24,8 @@ ROOT = 0.3
 """Å per axis, at which the network places the atoms a chain hangs from."""
 CROSSED, DRAWS = 1.4, 3
 """Å between atoms of two molecules, nearer than which a chain is drawn again: chains grow blind to
-one another, and bonds that cross cannot be taken apart later; and draws at most."""
+one another, and bonds that cross cannot be taken apart later; and draws at most. Chains that fit
+with an eclipsed torsion only are drawn again as well."""
 
 
 class Tails:
@@ -76,17 +77,19 @@ class Tails:
             return positions
         positions = positions.copy()
         wanted = None
+        eclipsed = np.zeros(self._owner.max() + 1, dtype=bool)
         for draw in range(DRAWS):
             first = 0
             for sampler, anchors, atoms, own, dice in self._kinds:
                 mine = slice(None) if wanted is None else wanted[first : first + len(atoms)]
+                strained = eclipsed[first : first + len(atoms)]
                 first += len(atoms)
                 if wanted is not None and not mine.any():
                     continue
-                positions[atoms[mine]] = sampler(
+                positions[atoms[mine]], strained[mine] = sampler(
                     positions[anchors[mine]], beads[own[mine]], dice[draw, mine]
                 )
-            wanted = self._crossed(positions, box, wanted, first)
+            wanted = self._crossed(positions, box, wanted, first) | eclipsed
             if not wanted.any():
                 break
         return positions

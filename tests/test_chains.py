@@ -94,7 +94,7 @@ def dice_for(beads, seed):
 def test_beads_of_drawn_chains_are_where_they_should_be(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, truth, beads = drawn_beads(blocks, sampler)
-    atoms = sampler(anchors, beads, dice_for(beads, 1))
+    atoms, _ = sampler(anchors, beads, dice_for(beads, 1))
     off = np.linalg.norm(np.einsum("bk,nkd->nbd", sampler.flex.weights, atoms) - beads, axis=-1)
     assert np.median(off) < 0.05
     assert (off > 0.5).mean() < 0.02
@@ -108,7 +108,7 @@ def test_beads_of_drawn_chains_are_where_they_should_be(palmitoyl):
 def test_rotamers_are_as_frequent_as_in_the_table(palmitoyl):
     blocks, sampler = palmitoyl
     anchors, truth, beads = drawn_beads(blocks, sampler, n=600)
-    atoms = sampler(anchors, beads, dice_for(beads, 5))
+    atoms, _ = sampler(anchors, beads, dice_for(beads, 5))
     shares = []
     for points in (truth, atoms):
         rows = np.arange(11)[:, None] + np.arange(4)
@@ -125,8 +125,8 @@ def test_the_draw_turns_with_the_beads(palmitoyl):
     anchors, _, beads = drawn_beads(blocks, sampler)
     dice = dice_for(beads, 2)
     turn, shift = Rotation.random(None, 3).as_matrix(), np.array([10.0, -3.0, 5.0])
-    straight = sampler(anchors, beads, dice) @ turn.T + shift
-    turned = sampler(anchors @ turn.T + shift, beads @ turn.T + shift, dice)
+    straight = sampler(anchors, beads, dice)[0] @ turn.T + shift
+    turned, _ = sampler(anchors @ turn.T + shift, beads @ turn.T + shift, dice)
     # Rounding may tip a draw to the next conformer.
     same = np.abs(straight - turned).max((1, 2)) < 0.02
     assert same.mean() > 0.97
@@ -137,7 +137,25 @@ def test_molecules_are_drawn_one_by_one(palmitoyl):
     anchors, _, beads = drawn_beads(blocks, sampler)
     dice = dice_for(beads, 2)
     together, alone = sampler(anchors, beads, dice), sampler(anchors[7:8], beads[7:8], dice[7:8])
-    assert np.array_equal(together[7:8], alone)
+    for all_of_them, one in zip(together, alone, strict=True):
+        assert np.array_equal(all_of_them[7:8], one)
+
+
+def test_chains_that_fit_with_an_eclipsed_torsion_only_are_told(palmitoyl):
+    blocks, sampler = palmitoyl
+    anchors, _, beads = drawn_beads(blocks, sampler)
+    # Beads that no chain reaches as they lie.
+    beads = beads + np.random.default_rng(3).normal(0.0, 0.8, beads.shape)
+    atoms, eclipsed = sampler(anchors, beads, dice_for(beads, 4))
+    points = np.concatenate([anchors, atoms], 1).astype(np.float64)
+    n = points.shape[1]
+    rows = np.arange(n - 3)[:, None] + np.arange(4)
+    index = (np.arange(len(points))[:, None, None] * n + rows).reshape(-1, 4)
+    torsion = measures.torsions(points.reshape(-1, 3), index, None).reshape(len(points), -1)
+    saturated = np.array([k.split("-")[1:3] == ["CT", "CT"] for b in blocks for k in b.kinds])
+    flat = (np.abs(torsion[:, saturated]) < 30).any(1)
+    assert 0 < eclipsed.sum() < len(eclipsed)
+    assert np.array_equal(eclipsed, flat)
 
 
 def test_pentane_is_not_pinched(palmitoyl):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mdbackmap.errors import InputFileError
 from mdbackmap.io.bead_files import read_beads
+from mdbackmap.mapping import conformers
 from mdbackmap.mapping.library import load_templates
 from mdbackmap.mapping.template import Template
 
@@ -397,6 +398,17 @@ def test_a_group_of_all_atoms(tmp_path):
 )
 def test_bad_molecules(tmp_path, smiles, message):
     assert re.search(message, refused(tmp_path, smiles))
+
+
+def test_stereocentres_that_no_ring_can_have_are_not_tried_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(conformers, "PATIENCE", 1)
+    # Quinine with the two ends of its bridge on different sides.
+    quinine = "COc1ccc2nccc([C@@H](O)[C@@H]3C[C@@H]4CC[N@]3C[C@@H]4C=C)c2c1"
+    beads = ndx(tmp_path, {"A": list(range(1, 13)), "B": list(range(13, 25))})
+    message = fails(
+        "mapping", "new", smi(tmp_path, quinine), "--beads", beads, "-o", tmp_path / "o.yaml"
+    )
+    assert "finds no conformer; are its rings and stereocentres" in message
 
 
 def test_open_stereo_may_be_allowed_and_is_said(tmp_path):

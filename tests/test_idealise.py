@@ -17,7 +17,7 @@ from mdbackmap.geometry.idealise import (
 )
 from mdbackmap.geometry.sweeps import LANES, Apart
 from mdbackmap.graph.neighbours import close_pairs
-from mdbackmap.mapping.staggered import staggered_bonds
+from mdbackmap.mapping.staggered import SLANT, SLANT_DRAWN, staggered_bonds
 from mdbackmap.mapping.system import System
 from mdbackmap.validation import Checker, measures
 from scipy.spatial.transform import Rotation
@@ -380,18 +380,26 @@ def angles_of(positions: np.ndarray, torsions: np.ndarray) -> np.ndarray:
     return measures.torsions(positions, torsions) % 360
 
 
-def test_bonds_of_saturated_carbons_outside_rings_and_chains_are_staggered(lipid, crowd):
+def test_bonds_of_saturated_carbons_outside_rings_are_staggered(lipid, crowd):
     system, _ = lipid
     found = staggered_bonds(system, {"lipid"}, 0)
     # Where both carbons bear nitrogen or an oxygen that is no hydroxyl, these are the ends.
-    assert bonds_named(system, found.torsions) == {
+    strict = found.slant == SLANT
+    assert bonds_named(system, found.torsions[strict]) == {
         "C11-C12": "O12 N", "C1-C2": "O11 O21", "C2-C3": "O21 O31"
     }  # fmt: skip
-    assert set(np.abs(found.gauche)) == {1.0}
+    assert set(np.abs(found.gauche[strict])) == {1.0}
+    # Those of chains are free to be as they were drawn; oleoyl's about and at the end of C=C are
+    # left out, and those at the ends of chains.
+    tails = bonds_named(system, found.torsions[~strict])
+    assert {"C22-C23", "C27-C28", "C211-C212", "C32-C33"} <= set(tails)
+    assert not {"C28-C29", "C210-C29", "C210-C211", "C21-C22"} & set(tails)
+    assert not found.gauche[~strict].any()
+    assert set(found.slant) == {SLANT, SLANT_DRAWN}
     many, _ = crowd
     found = staggered_bonds(many, {"lipid"}, 0)
     assert (many.residue_kinds[many.atoms.residue[found.torsions]] == "lipid").all()
-    assert len(found.torsions) == 3 * (many.residue_kinds == "lipid").sum()
+    assert (found.slant == SLANT).sum() == 3 * (many.residue_kinds == "lipid").sum()
     assert not len(staggered_bonds(system, {"protein"}, 0).torsions)
     side_chains = bonds_named(many, staggered_bonds(many, {"protein"}, 0).torsions)
     assert "CB-CG" in side_chains
@@ -409,8 +417,9 @@ def test_sides_are_drawn_evenly_and_again_by_the_same_seed(membrane_system):
 @pytest.mark.parametrize("eclipsed", [128, 232])
 def test_eclipsed_carbons_are_staggered(lipid, eclipsed):
     system, positions = lipid
-    torsions = staggered_bonds(system, {"lipid"}, 0).torsions
-    staggered = Staggered(torsions, np.zeros(len(torsions)))
+    found = staggered_bonds(system, {"lipid"}, 0)
+    torsions = found.torsions[found.slant == SLANT]
+    staggered = Staggered(torsions, np.full(len(torsions), SLANT), np.zeros(len(torsions)))
     names = system.atoms.names.tolist()
     head = (np.isin(torsions[:, 1:3], [names.index("C11"), names.index("C12")])).all(1)
     turn = eclipsed - angles_of(positions, torsions[head])[0]
@@ -435,7 +444,11 @@ def test_an_anti_head_goes_to_the_side_that_was_drawn(lipid, side):
     turn = 180 - angles_of(positions, torsion)[0]
     anti = turned(system, positions, names.index("C11"), names.index("C12"), turn)
     assert np.cos(np.radians(angles_of(anti, torsion)[0])) < -0.99
-    work = Idealiser(*parts(system), staggered=Staggered(torsion, np.array([side])))
+    work = Idealiser(
+        *parts(system),
+        rounds=2,
+        staggered=Staggered(torsion, np.array([SLANT]), np.array([side])),
+    )
     result = work(anti, system.map_positions(anti))
     assert abs(angles_of(result, torsion)[0] - side * 60 % 360) < 50
     # Each of many molecules has a side of its own.
@@ -443,7 +456,7 @@ def test_an_anti_head_goes_to_the_side_that_was_drawn(lipid, side):
                  gauche=np.array([[-side], [side]]))  # fmt: skip
     assert abs(angles_of(other[0], torsion)[0] + side * 60 - 360 * (side > 0)) < 50
     assert np.array_equal(other[1], result)
-    free = Idealiser(*parts(system), staggered=Staggered(torsion, np.zeros(1)))
+    free = Idealiser(*parts(system), staggered=Staggered(torsion, np.array([SLANT]), np.zeros(1)))
     kept = free(anti, system.map_positions(anti))
     assert abs(angles_of(kept, torsion)[0] - 180) < 15
 

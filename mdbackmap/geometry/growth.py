@@ -22,6 +22,8 @@ QUADRATIC = 9
 """Coefficients of x², y², z², xy, xz, yz, x, y, z."""
 FURTHEST = np.float32(2)
 """Standard deviations that an angle is changed by at most in one step."""
+ECLIPSED = np.float32(math.cos(math.radians(30.0)))
+"""Cosine of a torsion that is nearer to cis than any chain is."""
 _TINY = np.float32(1e-18)
 
 
@@ -75,12 +77,15 @@ class Flex(NamedTuple):
         Standard deviations of twist and bend of every atom.
     hold : float, Å
         Standard deviation per axis that beads are allowed.
+    staggered : ndarray, shape=(n,), bool
+        Atoms that end a torsion about a bond of two saturated atoms.
     """
 
     weights: np.ndarray
     stop: np.ndarray
     spread: np.ndarray
     hold: float
+    staggered: np.ndarray
 
 
 @compiled
@@ -169,9 +174,13 @@ def fitted(points, beads, flex, times):
     Returns
     -------
     ndarray, shape=(m, n, 3), float32, Å
+    ndarray, shape=(m,), bool
+        Chains with a torsion that is eclipsed and should be staggered: their beads lie where no
+        sound chain reaches that was grown.
     """
     n, b = flex.weights.shape[1], flex.weights.shape[0]
     result = np.empty((len(points), n, 3), np.float32)
+    eclipsed = np.zeros(len(points), np.bool_)
     scratch = _room(n, b)
     lanes, goal = np.empty((3 + n, 3, LANES), np.float32), np.empty((b, 3, LANES), np.float32)
     moved = np.empty((n, 2, LANES), np.float32)
@@ -209,9 +218,32 @@ def fitted(points, beads, flex, times):
             _turn(lanes, axes, scratch)
         for lane in range(min(LANES, len(points) - first)):
             for i in range(n):
+                eclipsed[first + lane] |= flex.staggered[i] and _is_eclipsed(lanes, lane, i)
                 for x in range(3):
                     result[first + lane, i, x] = lanes[3 + i, x, lane]
-    return result
+    return result, eclipsed
+
+
+@part
+def _is_eclipsed(lanes, lane, i):
+    """Whether a torsion, numbered by its first atom, is within 30 degrees of cis."""
+    a, b, c, d = lanes[i], lanes[i + 1], lanes[i + 2], lanes[i + 3]
+    axis = np.empty(3, np.float32)
+    square = before = after = np.float32(0)
+    for x in range(3):
+        axis[x] = c[x, lane] - b[x, lane]
+        square += axis[x] * axis[x]
+        before += axis[x] * (a[x, lane] - b[x, lane])
+        after += axis[x] * (d[x, lane] - c[x, lane])
+    both = one = other = np.float32(0)
+    for x in range(3):
+        # What is left of both ends at right angles to the bond.
+        p = a[x, lane] - b[x, lane] - before / square * axis[x]
+        q = d[x, lane] - c[x, lane] - after / square * axis[x]
+        both += p * q
+        one += p * p
+        other += q * q
+    return both > ECLIPSED * math.sqrt(one * other)
 
 
 @part

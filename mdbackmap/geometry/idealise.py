@@ -32,6 +32,11 @@ GIVE_13 = 0.08
 """Å the ends of an angle may be off (4 degrees); angles of sound structures scatter by as much."""
 SLACK = 0.3
 """Å^3 the volume of a stereocentre may be off; planes have none."""
+CROWDED, PLANES = 0.4, 4.0
+"""An atom goes the sum of the ways it is asked to go, over the number of terms that ask, to this
+power: the full number is safe, but slow, for terms rarely all pull one way. Those that keep a plane
+do: of fused rings 50 hold one atom, and a share of more than 5 over their number throws it out of
+the plane again and again."""
 DRIFT = 1.5
 """Share of the way of phi and psi that one sweep asks for."""
 ROUNDS = 6
@@ -40,8 +45,6 @@ LOOSER = 0.1
 """Factor of the hold on beads from round to round."""
 EASIER = 0.7
 """Factor of the pull on phi and psi from round to round."""
-OBLIQUE = 10.0
-"""Degrees beyond what a staggered torsion may be off that call for a second round, but no third."""
 SETTLED = math.cos(math.radians(30))
 """Cosine of the error of a fixed torsion that calls for another round."""
 MANY = 64
@@ -57,17 +60,20 @@ class Staggered:
     Attributes
     ----------
     torsions : ndarray, shape=(m, 4), int64
+    slant : ndarray, shape=(m,), degrees
+        By which they may be off.
     gauche : ndarray, shape=(m,), float
         1 or -1: not to 180 degrees, but to 60 or -60 in its stead; 0: to all three.
     """
 
     torsions: np.ndarray
+    slant: np.ndarray
     gauche: np.ndarray
 
     @classmethod
     def none(cls) -> Staggered:
         """No such torsions."""
-        return cls(np.zeros((0, 4), dtype=np.int64), np.zeros(0))
+        return cls(np.zeros((0, 4), dtype=np.int64), np.zeros(0), np.zeros(0))
 
 
 class Idealiser:
@@ -95,19 +101,16 @@ class Idealiser:
     momentum : float or ndarray, shape=(n_atoms,)
         Share of a sweep's step that the next one takes again; converges further, moves more.
     staggered : Staggered, optional
-    slant : float, degrees
-        By which they may be off.
     """
 
     def __init__(
         self, constraints: Constraints, n_atoms: int, members: np.ndarray, weights: np.ndarray,
         n_beads: int, backbone: Backbone, *, sweeps: int = 32, rounds: int = 1, hold: float = 0.1,
         contour: float = ramachandran.ALLOWED, momentum: float | np.ndarray = 0.6,
-        staggered: Staggered | None = None, slant: float = 10.0,
+        staggered: Staggered | None = None,
     ) -> None:  # fmt: skip
         self.n_atoms, self.n_beads = n_atoms, n_beads
         self.sweeps, self.rounds, self.hold = sweeps, rounds, hold
-        self.oblique = math.cos(math.radians(slant + OBLIQUE))
         pairs, distance = _exact_pairs(constraints)
         apart, closest = _pairs_14(constraints, pairs)
         n_exact, pairs = len(pairs), np.concatenate([pairs, apart])
@@ -126,7 +129,9 @@ class Idealiser:
         slack = np.where(volume > 0.5, SLACK, 0.0)
         count = np.bincount(pairs[:n_exact].ravel(), minlength=n_atoms)
         count += np.bincount(quads.ravel(), minlength=n_atoms)
-        count += np.bincount(torsions.ravel(), minlength=n_atoms)
+        count += np.bincount(torsions[~free].ravel(), minlength=n_atoms)
+        planes = np.bincount(quads[volume < 0.5].ravel(), minlength=n_atoms)
+        rate = np.minimum(np.maximum(count, 1) ** -CROWDED, PLANES / np.maximum(planes, 1))
         share = np.bincount(members[:, 1], minlength=n_atoms)
         self.way_back = ramachandran.way_back(contour)
         self.terms = Terms(
@@ -136,13 +141,12 @@ class Idealiser:
             quads=_whole(quads), smallest=_reals(volume - slack), largest=_reals(volume + slack),
             least=_reals(np.where(volume > 0.5, 0.3 * volume, -np.inf)),
             torsions=_whole(torsions), torsion=_reals(np.append(torsion, more)),
-            give=_reals(np.where(free, math.radians(slant), 0.0)),
+            give=_reals(np.radians(np.append(np.zeros(len(torsion)), staggered.slant))),
             may_be_cis=np.append(may_be_cis, more > 0), free=free,
             phi_psi=_whole(backbone.phi_psi), kind=_whole(backbone.kind),
             members=_whole(members), weights=_reals(weights),
             share=_reals(1.0 / share[members[:, 1]]),
-            # Dividing by the full count is safe but slow; constraints rarely all pull one way.
-            rate=_reals(1.0 / np.maximum(count, 1.0) ** 0.5),
+            rate=_reals(rate),
             momentum=_reals(np.broadcast_to(momentum, n_atoms)),
         )  # fmt: skip
 
@@ -227,11 +231,7 @@ class Work:
         )  # fmt: skip
         self.done += 1
         if self.done >= own.rounds:
-            # A cosine below -1 is met by all.
-            oblique = -2.0 if k else own.oblique
-            self.left = unsettled(
-                self.positions, self.target, self.left, own.terms, SETTLED, oblique
-            )
+            self.left = unsettled(self.positions, self.target, self.left, own.terms, SETTLED)
         return self.done < ROUNDS and bool(self.left.any())
 
 
@@ -592,7 +592,8 @@ class _Molecules:
             (c.volumes, (c.volume,)), (c.torsions, (c.torsion,)),
             (b.omegas, (b.cis, b.may_be_cis)), (b.phi_psi, (b.kind,)),
             (of_bead, (members[:, 0], weights)),
-            (np.arange(cuts[-1])[:, None], (momentum,)), (staggered.torsions, (staggered.gauche,)),
+            (np.arange(cuts[-1])[:, None], (momentum,)),
+            (staggered.torsions, (staggered.slant, staggered.gauche)),
         ):  # fmt: skip
             self._columns += self._split(index, values)
 

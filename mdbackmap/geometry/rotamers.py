@@ -172,8 +172,12 @@ def _shares(kind: str) -> np.ndarray:
 
 def _minds(block: Block, k: int) -> bool:
     """Whether a torsion minds its neighbour: gauche+ and gauche- do not follow one another."""
-    own, before = block.kinds[k], block.kinds[max(k - 1, 0)]
-    return all(kind.split("-")[1:3] == ["CT", "CT"] for kind in (own, before))
+    return all(map(_about_saturated, (block.kinds[k], block.kinds[max(k - 1, 0)])))
+
+
+def _about_saturated(kind: str) -> bool:
+    """Whether a torsion is about a bond of two saturated carbons."""
+    return kind.split("-")[1:3] == ["CT", "CT"]
 
 
 def _draw(shares: np.ndarray, before: np.ndarray | None, dice: np.ndarray) -> np.ndarray:
@@ -217,7 +221,9 @@ class ChainSampler:
             steps.insert(0, _Step(conformers(block, candidates), slack**2, steps[:1]))
         self.steps = _stacked(steps)
 
-    def __call__(self, anchors: np.ndarray, beads: np.ndarray, dice: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, anchors: np.ndarray, beads: np.ndarray, dice: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw one chain per molecule.
 
         Parameters
@@ -231,17 +237,21 @@ class ChainSampler:
         Returns
         -------
         ndarray, shape=(m, n_atoms, 3), float32, Å
+        ndarray, shape=(m,), bool
+            Chains that could not be made to fit without an eclipsed torsion.
         """
         given = [np.ascontiguousarray(table, dtype=np.float32) for table in (anchors, beads, dice)]
 
-        def work(start: int) -> np.ndarray:
+        def work(start: int) -> tuple[np.ndarray, np.ndarray]:
             anchors, beads, dice = (table[start : start + PIECE] for table in given)
             points = grown(
                 anchors, beads, dice, self.steps, self.flex, self.variances, self.particles
             )
             return fitted(points, beads, self.flex, FLEXES)
 
-        return np.concatenate(spread(work, range(0, len(anchors), PIECE)))
+        pieces = spread(work, range(0, len(anchors), PIECE))
+        points, eclipsed = map(np.concatenate, zip(*pieces, strict=True))
+        return points, eclipsed
 
 
 def _flex(blocks: Sequence[Block], hold: float) -> Flex:
@@ -251,7 +261,8 @@ def _flex(blocks: Sequence[Block], hold: float) -> Flex:
         row[end - len(block.kinds) : end] = block.weights
     fixed = np.concatenate([np.isfinite(block.fixed) for block in blocks])
     spread = np.stack([np.where(fixed, TWIST, WITHIN), np.full(len(fixed), BEND)], axis=1)
-    return Flex(weights, stop, spread.astype(np.float32), float(hold))
+    staggered = [_about_saturated(kind) for block in blocks for kind in block.kinds]
+    return Flex(weights, stop, spread.astype(np.float32), float(hold), np.array(staggered))
 
 
 class _Step:

@@ -189,15 +189,15 @@ def targets(positions, gauche, terms):
 
 
 @compiled
-def unsettled(positions, target, left, terms, fixed, free):
-    """Return those of some molecules in which a torsion or a hand is not as it should be.
+def unsettled(positions, target, left, terms, near):
+    """Return those of some molecules in which a fixed torsion or a hand is not as it should be.
 
     Parameters
     ----------
     positions, target, left, terms
         As in `sweep`.
-    fixed, free : float
-        Cosines of the errors that torsions may have, those that are fixed and those that are free.
+    near : float
+        Cosine of the error that torsions may have.
 
     Returns
     -------
@@ -213,7 +213,7 @@ def unsettled(positions, target, left, terms, fixed, free):
             continue
         _load(points, positions, bundle)
         _aim(turns, target, bundle)
-        put(lacks, 0, 0, _least_margin(points, turns, terms, fixed, free))
+        put(lacks, 0, 0, _least_margin(points, turns, terms, near))
         for lane in range(LANES):
             found[first + lane] = left[first + lane] and lacks[0, 0, lane] < 0
     return found
@@ -475,14 +475,15 @@ def _add_beads(step, points, goal, off, terms, hold):
 
 
 @part
-def _least_margin(points, turns, terms, fixed, free):
-    """How far all torsions and hands are from being wrong at least; negative where one is."""
+def _least_margin(points, turns, terms, near):
+    """How far fixed torsions and hands are from being wrong at least; negative where one is."""
     margin = most(at(points, 0, 0), _R(np.inf))
     for t in range(len(turns)):
+        if terms.free[t]:
+            continue
         a, b, c, d = terms.torsions[t]
         sine, cosine = _sine_cosine(points, a, b, c, d)
         along = cosine * at(turns, t, 0) + sine * at(turns, t, 1)
-        near = free if terms.free[t] else fixed
         margin = least(margin, along - near * root(sine * sine + cosine * cosine))
     for v in range(len(terms.quads)):
         centre, one, two, three = terms.quads[v]

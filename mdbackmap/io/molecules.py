@@ -490,7 +490,8 @@ def _conformers(molecule: Molecule) -> tuple[np.ndarray, str]:
     if not embed(mol, _CONFORMERS, SEED):
         if not molecule.has_coordinates:
             raise StructureError(
-                f"{molecule.source}: RDKit finds no conformer; give an .sdf with coordinates"
+                f"{molecule.source}: RDKit finds no conformer; are its rings and stereocentres "
+                "possible together? If they are, give an .sdf with coordinates"
             )
         mol = Chem.Mol(molecule.mol)
     if has_parameters:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
 SEED = 7
+PATIENCE = 15
+"""Seconds that RDKit may look for a conformer, and for every five more; then once more as long,
+from random coordinates."""
 MOST, LARGE, FEW = 40, 60, 10
 """Conformers of a molecule that are fitted to beads; of one with more heavy atoms, or in part,
 fewer."""
@@ -323,11 +326,14 @@ def embed(mol: Mol, count: int, seed: int, apart: float = -1.0) -> int:
     options = rdDistGeom.ETKDGv3()
     options.randomSeed = seed
     options.pruneRmsThresh = apart
-    made = rdDistGeom.EmbedMultipleConfs(mol, count, options)
-    if not made:
-        options.useRandomCoords = True
-        made = rdDistGeom.EmbedMultipleConfs(mol, count, options)
-    return len(made)
+    # Rings and stereocentres that cannot be together would be tried for hours.
+    options.timeout = PATIENCE * (1 + count // 5)
+    for anywhere in (False, True):
+        options.useRandomCoords = anywhere
+        rdDistGeom.EmbedMultipleConfs(mol, count, options)
+        if mol.GetNumConformers():
+            break
+    return mol.GetNumConformers()
 
 
 def positions(mol: Mol) -> np.ndarray:
