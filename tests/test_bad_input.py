@@ -412,6 +412,8 @@ def test_no_frame_with_numbers(refused, folder):
     with_numbers(folder, [0], np.nan)
     said = refused("four.trr", "-s", folder / "cg.tpr", "--stop", 1, output="aa.trr")
     assert "no frame could be written:\nframe 0: 166 beads have no usable position" in said
+    assert "Hint: martinize2 writes nan for beads whose atoms the structure lacks" in said
+    assert "not there any more" not in said
 
 
 def test_water_without_numbers_does_not_matter(folder, weights):

@@ -13,7 +13,7 @@ POLAR, OTHER = 2.6, 2.9
 """Å between two atoms of N, O (a short hydrogen bond has 2.5), between any others."""
 BONDS = 3
 """Bonds within which atoms are not in contact."""
-REACH = 3.4
+REACH = 3.8
 """Å within which predicted atoms are watched; idealising moves few by more than the difference."""
 
 

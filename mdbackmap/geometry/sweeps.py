@@ -16,6 +16,8 @@ from mdbackmap.lanes import LANES, at, least, most, put, root, size, where_less
 
 FIRM = 4
 """Sweeps that take nothing over from the one before."""
+LOOK = 2
+"""Sweeps from one look at contacts to the next: they are many, and few of them are too close."""
 
 _R = np.float32
 HALF, TINY = _R(0.5), _R(1e-8)
@@ -137,7 +139,8 @@ def sweep(positions, target, beads, left, terms, apart, way_back, sweeps, hold, 
         for number in range(sweeps):
             _clear(step)
             _add_distances(step, points, terms)
-            _add_contacts(step, points, apart, bundle)
+            if number % LOOK == 0:
+                _add_contacts(step, points, apart, bundle)
             _add_volumes(step, points, terms)
             # Beads and staggered torsions are let go at the end: bonds have the last word.
             grip = max(0.0, min(1.0, 2.0 * (1 - number / sweeps) - 0.5))

@@ -374,6 +374,7 @@ class Assembly:
         self.job, self.topology = job, topology
         self.asked = json.loads(json.dumps(asked or {}))
         self.resume, self.restart = resume, restart
+        self.removed = False
         self.ready: set[int] = set()
         for path in filter(None, (job.output, topology)):
             check_names(path, job.named)
@@ -509,9 +510,10 @@ class Assembly:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_) -> None:
         try:
             if error is not None and not self.job.folder.exists():
-                error.add_note(
-                    f"{self.job.folder} is not there any more, and what was done with it"
-                )
+                if not self.removed:
+                    error.add_note(
+                        f"{self.job.folder} is not there any more, and what was done with it"
+                    )
             elif error is not None:
                 with suppress(OSError):
                     # Workers may have done more than has been heard of.
@@ -535,6 +537,7 @@ class Assembly:
                 path.unlink(missing_ok=True)
 
     def _remove(self) -> None:
+        self.removed = True
         self._clear()
         (self.job.folder / _LOCK).unlink(missing_ok=True)
         # Somebody else's files are left alone, and with them the folder.
