@@ -660,14 +660,14 @@ class Backmapper:
         bad = np.flatnonzero(~(np.abs(beads) < FAR).all(axis=1))
         if len(bad):
             rows = [f"{self._name(i)}: {beads[i].tolist()}" for i in bad.tolist()]
-            hint = (
-                "\n  Hint: martinize2 writes nan for beads whose atoms the structure lacks; complete "
-                "its side chains first, with PDBFixer for example."
-                if np.isnan(beads[bad]).any() else ""
-            )  # fmt: skip
+            hint = ""
+            if np.isnan(beads[bad]).any():
+                hint = (
+                    "\n  Hint: martinize2 writes nan for beads whose atoms the structure lacks; "
+                    "complete its side chains first, with PDBFixer for example."
+                )
             raise FrameError(
-                f"frame {frame}: {len(bad)} beads have no usable position\n"
-                f"{listing(rows, 5)}{hint}"
+                f"frame {frame}: {len(bad)} beads have no usable position\n{listing(rows, 5)}{hint}"
             )
         if box is not None and not _is_box(np.asarray(box)):
             raise FrameError(
