@@ -27,7 +27,7 @@ from mdbackmap.mapping.library import Library
 from mdbackmap.mapping.system import System, from_beads
 from mdbackmap.models.checkpoint import Checkpoint, load
 from mdbackmap.models.library import resolve
-from mdbackmap.pipeline import Backmapper, Options
+from mdbackmap.pipeline import Backmapper, Options, in_company
 from mdbackmap.structure import Frame
 from mdbackmap.validation import Checker, Summary, rmsd
 from mdbackmap.validation.measures import torsions
@@ -124,8 +124,8 @@ def known_systems(path: Path, library: Library, model: Checkpoint, stride: int =
 
 
 def without_unknown(system: System, library: Library, model: Checkpoint) -> Library:
-    """Return a library without the templates of a system that a model cannot place."""
-    known = known_templates(system, model)
+    """Return a library without the templates of a system that no model beside this can place."""
+    known = np.any([known_templates(system, m.checkpoint) for m in in_company([model])], axis=0)
     unknown = [t for t, fine in zip(system.templates, known, strict=True) if not fine]
     return Library([t for t in library.templates if t not in unknown], library.source)
 

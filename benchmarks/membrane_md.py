@@ -58,7 +58,7 @@ def build(composition: tuple[str, ...], output: Path, seed: int) -> None:
     beads, side = _lay_out(templates, rng)
     click.echo(f"{len(templates)} lipids laid out, {side:.1f} Å across")
     dry = output.with_suffix(".dry.cif")
-    done = backmap(_universe(templates, beads, side), dry, force_field="charmm36", relax=True,
+    done = backmap(universe_of(templates, beads, side), dry, force_field="charmm36", relax=True,
                    max_force=5000.0, seed=seed)  # fmt: skip
     click.echo(f"{dry}: {done.n_atoms} atoms, {done.outcome}")
     topology, positions = _solvated(dry, side, beads)
@@ -138,7 +138,7 @@ def _heights(template) -> tuple[np.ndarray, np.ndarray]:
     return height, pairs
 
 
-def _universe(templates: list, beads: list[np.ndarray], side: float):
+def universe_of(templates: list, beads: list[np.ndarray], side: float):
     """Return the beads as a Universe of MDAnalysis."""
     import MDAnalysis as mda
 

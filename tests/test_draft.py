@@ -349,6 +349,16 @@ def test_bad_beads_are_all_named(tmp_path):
     assert not (tmp_path / "o.yaml").exists()
 
 
+@pytest.mark.parametrize("text", ["A C1,C2,\nB C3", "A\tC1 C2\nB\tC3", "A\tC1, C2\nB\tC3\t1"])
+def test_a_row_may_hold_several_atoms(tmp_path, text):
+    path = tmp_path / "beads.tsv"
+    path.write_text(text)
+    beads = read_beads([path]).beads
+    assert {bead: [m.atom for m in members] for bead, members in beads.items()} == {
+        "A": ["C1", "C2"], "B": ["C3"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -356,6 +366,7 @@ def test_bad_beads_are_all_named(tmp_path):
         ("b.ndx", "[ A ]\n1 1\n", "line 2: atom 1 stands twice in bead A"),
         ("b.ndx", "; nothing\n", "holds no bead"),
         ("b.map", "[ martini ]\nA B\n[ atoms ]\n1 C1 A\nC2 B\n", "line 5.*bead B is listed"),
+        ("b.tsv", "A C1\nB\t,", "line 2: the bead or the atom is missing"),
         ("b.tsv", "A C1 1/0\nB\nB C1 -1\n", "line 2: expected the columns.*line 1: weight 1/0"),
         ("b.txt", "A C1 1 x y\n", "found 5 cells"),
     ],

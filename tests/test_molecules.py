@@ -21,6 +21,7 @@ from mdbackmap.predictors import ConformerPredictor
 from mdbackmap.structure import Frame, Particles
 from mdbackmap.training.molecule import train_molecule
 from mdbackmap.validation import Checker
+from mdbackmap.validation.measures import torsions
 from scipy.spatial.transform import Rotation
 
 from helpers_io import fails, load, ok, run
@@ -332,8 +333,8 @@ def test_a_protein_that_no_model_knows_is_not_fitted(tmp_path, tiny_model):
 def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(name, caplog):
     (template,) = load_templates(mappings_root() / "martini3" / "lipid" / f"{name}.yaml")
     system = one_molecule(template)
-    # Beads of a conformer are exact.
-    backmapper = Backmapper(system, options=Options(hydrogens=False, noise=0.0))
+    # What knows proteins only; beads of a conformer are exact.
+    backmapper = Backmapper(system, "ca", options=Options(hydrogens=False, noise=0.0))
     assert f"no model knows {name}: conformers are fitted" in caplog.text
     backmapper.inspect([], [])
     checker = Checker(system)
@@ -344,6 +345,26 @@ def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(na
         for what in ("bonds", "stereocentres", "double_bonds"):
             assert counts[what].wrong == 0, what
         assert np.linalg.norm(system.map_positions(found) - beads, axis=1).max() < 0.5
+
+
+@pytest.mark.parametrize("name", ["POPI", "POPI24", "SAPI33"])
+def test_inositol_is_a_chair_with_one_oxygen_upright(name):
+    """With phosphates on it, in vacuum, it would be a boat."""
+    (template,) = load_templates(mappings_root() / "martini3" / "lipid" / f"{name}.yaml")
+    later = tuple(a for chain in chains_of(template) for a in chain.atoms[2:].tolist())
+    at = {name: k for k, name in enumerate(template.names.tolist())}
+    ring = [at[f"C1{k}"] for k in range(1, 7)]
+    oxygens = [at[name] for name in ("O12", "O2", "O3", "O4", "O5", "O6")]
+    around = np.array([[ring[k - 2], ring[k - 1], ring[k], ring[(k + 1) % 6]] for k in range(6)])
+    outward = np.array([[ring[k - 2], ring[k - 1], ring[k], oxygens[k]] for k in range(6)])
+    found = conformers(template, later)
+    assert len(found) > 3
+    for positions in found:
+        turns = torsions(positions, around)
+        assert (np.abs(np.abs(turns) - 55) < 12).all()
+        assert (np.sign(turns) == -np.sign(np.roll(turns, 1))).all()
+        upright = np.abs(torsions(positions, outward)) < 120
+        assert upright.tolist() == [False, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("name", ["POPC", "POPS", "PSM"])

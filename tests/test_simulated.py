@@ -237,6 +237,18 @@ def test_prepare_like_a_trajectory(sets, peptide, tmp_path):
     assert not np.allclose(other.bead_position, sample.bead_position, atol=0.05)
 
 
+def test_atoms_of_occupancy_0_are_not_learnt_from(tmp_path):
+    """Unless all are of 0: some programs fill the column with noughts."""
+    text = (DATA / "popc.pdb").read_text()
+    atoms = [line for line in text.splitlines() if line.startswith("HETATM")]
+    few = text.replace(atoms[3], atoms[3].replace(" 1.00 ", " 0.00 "))
+    for name, content, missing in (("few", few, 1), ("all", text.replace(" 1.00 ", " 0.00 "), 0)):
+        (tmp_path / f"{name}.pdb").write_text(content)
+        ok("prepare", tmp_path / f"{name}.pdb", "-o", tmp_path / f"{name}.npz")
+        (sample,) = PreparedSet(tmp_path / f"{name}.npz")
+        assert (~sample.usable.astype(bool)).sum() == missing
+
+
 def test_prepare_like_what_is_no_trajectory(tmp_path):
     said = fails("prepare", DATA / "ubiquitin_12.pdb", "-o", tmp_path / "set.npz",
                  "--like", DATA / "README.md")  # fmt: skip

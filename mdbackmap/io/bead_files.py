@@ -225,17 +225,21 @@ def _read_columns(path: Path, names: Iterable[str], problems: list[str]) -> Bead
         except ValueError as error:
             problems.append(f"{place}: weight {record['weight']}: {error}")
             continue
-        if "bead" not in record or "atom" not in record:
+        atoms = re.findall(r"[^,\s]+", record.get("atom", ""))
+        if not record.get("bead") or not atoms:
             problems.append(f"{place}: the bead or the atom is missing")
             continue
         if weight is not None and not 0 <= weight <= 1e6:
             problems.append(f"{place}: weight {record['weight']}: expected 0 or more")
-        member = Member(record["atom"], weight, place)
-        table.beads.setdefault(record["bead"], []).append(member)
+        members = table.beads.setdefault(record["bead"], [])
+        members += [Member(atom, weight, place) for atom in atoms]
     return table
 
 
 def _cells(text: str) -> list[str]:
+    words = text.split()
+    if len(words) == 2 and "," not in words[0] and "," in words[1]:
+        return words  # a bead and a list of its atoms
     for mark in ("\t", ","):
         if mark in text:
             return [cell.strip() for cell in text.split(mark)]

@@ -23,7 +23,8 @@ def systems(
 ) -> Iterator[tuple[System, np.ndarray, np.ndarray | None, np.ndarray]]:
     """Yield system, positions (n_atoms, 3), box and usable atoms of every frame of a file.
 
-    Residues with missing atoms are left out; atoms with occupancy 0 are not usable.
+    Residues with missing atoms are left out; atoms with occupancy 0 are not usable, unless all
+    are of 0, as some programs (OpenMM's mmCIF) write them.
     """
     universe = open_universe(topology, trajectory)
     table = particles(universe, str(topology))
@@ -31,7 +32,7 @@ def systems(
         table = dataclasses.replace(table, resnames=np.full(len(table), residue))
     occupancy = getattr(universe.atoms, "occupancies", np.ones(len(table)))
     system = from_atoms(table, library, frame(universe.trajectory.ts), complete=True)
-    usable = occupancy[system.atom_source] > 0
+    usable = (occupancy[system.atom_source] > 0) | ~np.any(occupancy)
     for timestep in universe.trajectory[::stride]:
         now = frame(timestep)
         yield system, now.positions[system.atom_source].astype(np.float64), now.box, usable

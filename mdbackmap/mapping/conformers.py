@@ -22,7 +22,7 @@ SEED = 7
 PATIENCE = 15
 """Seconds that RDKit may look for a conformer, and for every five more; then once more as long,
 from random coordinates."""
-MOST, LARGE, FEW = 40, 60, 10
+MOST, LARGE, FEW = 40, 50, 10
 """Conformers of a molecule that are fitted to beads; of one with more heavy atoms, or in part,
 fewer."""
 TEMPERATURE = 300.0
@@ -33,6 +33,13 @@ STEP = 1.0
 """fs."""
 HYDROGEN_MASS = 3.0
 """u; heavier hydrogens bear the step."""
+SCREENED, HIDDEN = 80.0, 4.0
+"""Dielectric constants: of molecules of several charges, whose conformers else curl up about them
+or bend their rings; and of the dynamics."""
+SPRAWLING = 100
+"""Atoms, with hydrogens, beyond which coordinates from distances hardly ever come out."""
+PUCKERED, UPRIGHT = 35.0, 120.0
+"""Degrees: torsions of chairs are larger; those of axial substituents smaller."""
 _BOLTZMANN = 0.0019872043
 """kcal/mol/K"""
 _ACCELERATION = 4.184e-4
@@ -127,7 +134,7 @@ def dynamics(template: Template, starts: int, frames: int, every: int = 200) -> 
             "structures of your own (--conformers FILE)"
         )
     # Water around it hides its charges from one another.
-    properties.SetMMFFDielectricConstant(4.0)
+    properties.SetMMFFDielectricConstant(HIDDEN)
     numbers = [atom.GetSymbol().upper() for atom in mol.GetAtoms()]
     mass = np.array([HYDROGEN_MASS if e == "H" else MASS.get(e, 12.0) for e in numbers])[:, None]
     runs = []
@@ -301,11 +308,46 @@ def _embed(mol: Mol, template: Template, count: int) -> None:
 
 
 def _minimise(mol: Mol) -> None:
-    """Minimise with MMFF94, or leave conformers as they were embedded where it knows no atoms."""
+    """Minimise with MMFF94, and keep the conformers whose rings are as they should be.
+
+    Conformers stay as they were embedded where MMFF94 knows no atoms.
+    """
     from rdkit.Chem import rdForceFieldHelpers as helpers
 
-    if helpers.MMFFHasAllMoleculeParams(mol):
-        helpers.MMFFOptimizeMoleculeConfs(mol, maxIters=500)
+    properties = helpers.MMFFGetMoleculeProperties(mol)
+    if properties is None:
+        return
+    if sum(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()) > 1:
+        properties.SetMMFFDielectricConstant(SCREENED)
+    field = helpers.MMFFGetMoleculeForceField(mol, properties)
+    helpers.OptimizeMoleculeConfs(mol, field, maxIters=500)
+    _drop_strained_rings(mol)
+
+
+def _drop_strained_rings(mol: Mol) -> None:
+    """Drop boats of rings that can be chairs, and chairs with two more axial substituents.
+
+    Energies would not tell: those of the rest of a molecule differ by more.
+    """
+    from rdkit.Chem.rdMolTransforms import GetDihedralDeg
+
+    rings = [ring for ring in mol.GetRingInfo().AtomRings() if len(ring) == 6]
+    corners = [(*(ring + ring)[k : k + 4], ring) for ring in rings for k in range(6)]
+    inner = [corner[:4] for corner in corners]
+    outer = [(*row, other.GetIdx()) for *row, _, ring in corners
+             for other in mol.GetAtomWithIdx(row[2]).GetNeighbors()
+             if other.GetIdx() not in ring and other.GetAtomicNum() > 1]  # fmt: skip
+    found = []
+    for conformer in mol.GetConformers():
+        turns = np.array([GetDihedralDeg(conformer, *row) for row in inner]).reshape(-1, 6)
+        puckered = (np.abs(turns) > PUCKERED) & (turns * np.roll(turns, 1, axis=1) < 0)
+        axial = sum(abs(GetDihedralDeg(conformer, *row)) < UPRIGHT for row in outer)
+        found.append((conformer.GetId(), int((~puckered.all(axis=1)).sum()), axial))
+    bent = min(bent for _, bent, _ in found)
+    fewest = min(axial for _, own, axial in found if own == bent)
+    for k, own, axial in found:
+        if own > bent or axial > fewest + 1:
+            mol.RemoveConformer(k)
 
 
 def embed(mol: Mol, count: int, seed: int, apart: float = -1.0) -> int:
@@ -326,9 +368,10 @@ def embed(mol: Mol, count: int, seed: int, apart: float = -1.0) -> int:
     options = rdDistGeom.ETKDGv3()
     options.randomSeed = seed
     options.pruneRmsThresh = apart
+    options.useSmallRingTorsions = True
     # Rings and stereocentres that cannot be together would be tried for hours.
     options.timeout = PATIENCE * (1 + count // 5)
-    for anywhere in (False, True):
+    for anywhere in (mol.GetNumAtoms() > SPRAWLING, True):
         options.useRandomCoords = anywhere
         rdDistGeom.EmbedMultipleConfs(mol, count, options)
         if mol.GetNumConformers():
