@@ -54,6 +54,18 @@ $(WORK)/proteins.npz: ; $(PREPARE) $(PROTEINS) -o $@
 $(WORK)/proteins_validation.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz -o $@
 $(WORK)/proteins_simulated.npz: ; $(PREPARE) $(PROTEINS) $(LIKE) -o $@
 $(WORK)/proteins_validation_simulated.npz: ; $(PREPARE) $(DATA)/proteins/val.tar.xz $(LIKE) -o $@
+# Lipids whose heads no membrane at hand holds: so many frames of each, alone in implicit water.
+ALONE = POPI:40 POPI13:40 POPI14:40 POPI15:40 POPI24:40 POPI2A:40 POPI2C:40 \
+	POPI33:40 CER160:80 PVCL2:40 POPA:40
+NAMES_ALONE = $(foreach lipid,$(ALONE),$(firstword $(subst :, ,$(lipid))))
+LIPIDS_ALONE = $(NAMES_ALONE:%=$(WORK)/alone/%.xtc)
+PREPARE_ALONE = $(PREPARE) $(foreach xtc,$(LIPIDS_ALONE),$(xtc:.xtc=.cif) $(xtc))
+$(WORK)/alone/%.xtc: | $(VENV)/installed
+	$(BIN)/python -m benchmarks.lone_lipids $* -o $(WORK)/alone --seed 11 \
+		--frames $(lastword $(subst :, ,$(filter $*:%,$(ALONE))))
+$(WORK)/lipids_alone.npz: $(LIPIDS_ALONE) ; $(PREPARE_ALONE) -o $@
+$(WORK)/lipids_alone_simulated.npz: $(LIPIDS_ALONE) ; $(PREPARE_ALONE) $(LIKE) -o $@
+
 $(WORK)/lipids.npz: ; $(PREPARE) $(DATA)/lipids/train/* -o $@
 $(WORK)/lipids_simulated.npz: ; $(PREPARE) $(DATA)/lipids/train/* $(LIKE) -o $@
 $(WORK)/lipids_test.npz: ; $(PREPARE) $(DATA)/lipids/test/* -o $@
@@ -79,6 +91,8 @@ weights/martini3-mapped weights/martini3 weights/bb-on-ca: \
 weights/ca weights/martini2: weights/%: $(WORK)/proteins_%.npz $(WORK)/proteins_validation_%.npz
 weights/martini3-lipids: $(addprefix $(WORK)/,lipids.npz lipids_simulated.npz \
 	lipids_test_simulated.npz)
+weights/martini3-rare-lipids: $(addprefix $(WORK)/,lipids.npz lipids_simulated.npz \
+	lipids_alone.npz lipids_alone_simulated.npz lipids_test.npz)
 weights/martini3-lipids-mapped: $(addprefix $(WORK)/,lipids.npz lipids_test.npz)
 weights/martini2-lipids: $(addprefix $(WORK)/,lipids_martini2.npz lipids_test_martini2.npz)
 weights/martini2: $(WORK)/lipids_martini2.npz $(WORK)/martini3.safetensors

@@ -13,7 +13,6 @@ heads from such frames, not packing. A frame takes 2 to 6 s on one core.
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from mdbackmap.validation.measures import torsions
 from openmm import unit
 from scipy.spatial.transform import Rotation
 
-from benchmarks.membrane_md import universe_of
+from benchmarks.membrane_md import mend, universe_of
 
 HOT, COLD = 600.0, 318.0
 """K. Rotamers change within picoseconds at the first; frames are kept at the second."""
@@ -41,6 +40,8 @@ FIELD = """up * INSERTION / (1 + exp(-z / 0.15))
 + up * 100 * (step(-1.6 - z) * (z + 1.6)^2 + step(r - 0.45) * (r - 0.45)^2);
 r = sqrt(x^2 + y^2 + 1e-6)"""
 """kJ/mol and nm; the core begins at z = 0 and ends at the middle of the membrane, at -1.6."""
+CHAIR = 57.0
+"""Degrees."""
 BORN = {"H": (0.12, 0.85), "C": (0.17, 0.72), "N": (0.155, 0.79), "O": (0.15, 0.85),
         "P": (0.185, 0.86)}  # fmt: skip
 """Radii, nm (Bondi), and scales of the generalized Born model."""
@@ -111,46 +112,6 @@ def _system(topology: app.Topology) -> mm.System:
     return system
 
 
-def _mend(system: mm.System, topology: app.Topology) -> None:
-    """Bond the inositol of inositides to its phosphate.
-
-    `charmm36_2024.xml` of OpenMM 8.6 has no parameters for that bond, its angles and torsions, and
-    leaves them out without a word; those of choline are taken.
-    """
-    forces = {type(force).__name__: force for force in system.getForces()}
-    names = ("HarmonicBondForce", "HarmonicAngleForce", "PeriodicTorsionForce")
-    stretch, bend, turn = (forces[name] for name in names)
-    pairs = [stretch.getBondParameters(k)[:2] for k in range(stretch.getNumBonds())]
-    pairs += [system.getConstraintParameters(k)[:2] for k in range(system.getNumConstraints())]
-    known = {frozenset(pair) for pair in pairs}
-    bonds = [frozenset(atom.index for atom in bond) for bond in topology.bonds()]
-    near: dict[int, set[int]] = {}
-    for i, j in bonds:
-        near.setdefault(i, set()).add(j)
-        near.setdefault(j, set()).add(i)
-    element = [atom.element.symbol for atom in topology.atoms()]
-    for pair in set(bonds) - known:
-        p, o = sorted(pair, key=lambda k: element[k] != "P")
-        (c,) = near[o] - {p}
-        if [element[k] for k in (p, o, c)] != ["P", "O", "C"]:
-            raise click.ClickException(
-                f"CHARMM36 has no parameters for a bond {element[p]}-{element[o]}"
-            )
-        stretch.addBond(p, o, 0.16, 225936.0)
-        bend.addAngle(c, o, p, math.radians(120.0), 167.36)
-        for x in near[p] - {o}:
-            ester = len(near[x]) > 1
-            bend.addAngle(x, p, o, *((math.radians(104.3), 669.44) if ester
-                                     else (math.radians(111.6), 827.5952)))  # fmt: skip
-            terms = ((1, math.pi, 5.0208), (2, math.pi, 0.4184), (3, math.pi, 0.4184))
-            for term in terms if ester else ((3, 0.0, 0.4184),):
-                turn.addTorsion(c, o, p, x, *term)
-        for x in near[c] - {o}:
-            if element[x] != "H":
-                turn.addTorsion(x, c, o, p, 2, 0.0, 1.702888)
-                turn.addTorsion(x, c, o, p, 1, math.pi, 1.008344)
-
-
 def _hold(system: mm.System, topology: app.Topology, places: np.ndarray, tails: set[str]):
     """Add the mean field; return the molecule upright in it, nm."""
     phosphorus = {a.index for bond in topology.bonds() for a in bond
@@ -173,16 +134,22 @@ def _hold(system: mm.System, topology: app.Topology, places: np.ndarray, tails: 
 
 
 def _keep_rings(system: mm.System, topology: app.Topology, places: np.ndarray) -> None:
-    """Hold rings of six in the shape they start with, which the heat would change."""
+    """Hold rings of six in the shape they start with, which the heat would change.
+
+    As chairs, if that is what they are, with torsions of `CHAIR`.
+    """
     bonds = np.array([[atom.index for atom in bond] for bond in topology.bonds()])
-    hold = mm.CustomTorsionForce("300 * max(0, 1 - cos(theta - start) - 0.005)")
-    hold.addPerTorsionParameter("start")
+    hold = mm.CustomTorsionForce("500 * (1 - cos(theta - held))")
+    hold.addPerTorsionParameter("held")
     rings = [ring[:6] for ring in find_rings(bonds, topology.getNumAtoms())
              if len(np.unique(ring)) == 6]  # fmt: skip
     rows = np.array([np.roll(ring, -k)[:4] for ring in rings for k in range(6)])
     rows = rows.reshape(-1, 4).astype(np.int64)
-    for row, start in zip(rows, np.radians(torsions(places, rows)), strict=True):
-        hold.addTorsion(*row.tolist(), [start])
+    held = torsions(places, rows)
+    puckered = (np.abs(held) > 35.0).reshape(-1, 6).all(axis=1).repeat(6)
+    held = np.radians(np.where(puckered, np.sign(held) * CHAIR, held))
+    for row, angle in zip(rows, held, strict=True):
+        hold.addTorsion(*row.tolist(), [angle])
     system.addForce(hold)
 
 
@@ -191,7 +158,7 @@ def _cycles(start: Path, tails: set[str], output: Path, frames: int, seed: int) 
     pdb = app.PDBxFile(str(start))
     pdb.topology.setPeriodicBoxVectors(None)
     system = _system(pdb.topology)
-    _mend(system, pdb.topology)
+    mend(system, pdb.topology)
     places = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     _keep_rings(system, pdb.topology, places)
     places = _hold(system, pdb.topology, places, tails)

@@ -13,6 +13,7 @@ fastest platform that there is.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def run(patch, output, minutes, every, skip, temperature, seed) -> None:
         pdb.topology, nonbondedMethod=app.PME, nonbondedCutoff=1.2, switchDistance=1.0,
         constraints=app.HBonds, hydrogenMass=3.0, residueTemplates=_templates(pdb.topology),
     )  # fmt: skip
+    mend(system, pdb.topology)
     gentle = mm.LangevinMiddleIntegrator(temperature, 10.0, 0.0005)
     simulation = app.Simulation(pdb.topology, system, gentle)
     simulation.context.setPositions(pdb.positions)
@@ -219,6 +221,46 @@ def run(patch, output, minutes, every, skip, temperature, seed) -> None:
     kept = [a.index for a in pdb.topology.atoms()
             if a.residue.name not in SOLVENT and a.element is not app.element.hydrogen]  # fmt: skip
     _follow(simulation, kept, output, end, round(every / 0.004), round(skip / every))
+
+
+def mend(system: mm.System, topology: app.Topology) -> None:
+    """Bond the inositol of inositides to its phosphate.
+
+    `charmm36_2024.xml` of OpenMM 8.6 has no parameters for that bond, its angles and torsions, and
+    leaves them out without a word; those of choline are taken.
+    """
+    forces = {type(force).__name__: force for force in system.getForces()}
+    names = ("HarmonicBondForce", "HarmonicAngleForce", "PeriodicTorsionForce")
+    stretch, bend, turn = (forces[name] for name in names)
+    pairs = [stretch.getBondParameters(k)[:2] for k in range(stretch.getNumBonds())]
+    pairs += [system.getConstraintParameters(k)[:2] for k in range(system.getNumConstraints())]
+    known = {frozenset(pair) for pair in pairs}
+    bonds = [frozenset(atom.index for atom in bond) for bond in topology.bonds()]
+    near: dict[int, set[int]] = {}
+    for i, j in bonds:
+        near.setdefault(i, set()).add(j)
+        near.setdefault(j, set()).add(i)
+    element = [atom.element.symbol for atom in topology.atoms()]
+    for pair in set(bonds) - known:
+        p, o = sorted(pair, key=lambda k: element[k] != "P")
+        (c,) = near[o] - {p}
+        if [element[k] for k in (p, o, c)] != ["P", "O", "C"]:
+            raise click.ClickException(
+                f"CHARMM36 has no parameters for a bond {element[p]}-{element[o]}"
+            )
+        stretch.addBond(p, o, 0.16, 225936.0)
+        bend.addAngle(c, o, p, math.radians(120.0), 167.36)
+        for x in near[p] - {o}:
+            ester = len(near[x]) > 1
+            bend.addAngle(x, p, o, *((math.radians(104.3), 669.44) if ester
+                                     else (math.radians(111.6), 827.5952)))  # fmt: skip
+            terms = ((1, math.pi, 5.0208), (2, math.pi, 0.4184), (3, math.pi, 0.4184))
+            for term in terms if ester else ((3, 0.0, 0.4184),):
+                turn.addTorsion(c, o, p, x, *term)
+        for x in near[c] - {o}:
+            if element[x] != "H":
+                turn.addTorsion(x, c, o, p, 2, 0.0, 1.702888)
+                turn.addTorsion(x, c, o, p, 1, math.pi, 1.008344)
 
 
 def _follow(simulation, kept: list[int], output: Path, end: float, steps: int, skip: int) -> None:

@@ -8,9 +8,11 @@ import json
 import MDAnalysis
 import numpy as np
 import pytest
-from benchmarks import accuracy, lipids, membranes
+from benchmarks import accuracy, lipids, lone_lipids, membranes
 from benchmarks.lipids import Totals, lipids_of, neighbours, overall, species
 from click.testing import CliRunner
+from mdbackmap.io.prepare import systems
+from mdbackmap.mapping.library import Library, load_templates, mappings_root
 from mdbackmap.validation import Checker
 
 from helpers_io import DATA, GRO, load, ok
@@ -422,3 +424,20 @@ def test_a_file_without_a_box_is_refused():
     result = CliRunner().invoke(membranes.main, [here, "--top", here, "--reference", here])
     assert result.exit_code == 2
     assert "has no box" in result.output
+
+
+@pytest.mark.slow
+def test_a_lipid_on_its_own_stays_what_it_is(tmp_path):
+    """OpenMM's CHARMM36 has no bond between phosphate and inositol."""
+    pytest.importorskip("rdkit")
+    result = CliRunner().invoke(lone_lipids.main, ["POPI24", "-o", str(tmp_path), "--frames", "2"])
+    assert result.exit_code == 0, result.output
+    (template,) = load_templates(mappings_root() / "martini3" / "lipid" / "POPI24.yaml")
+    files = tmp_path / "POPI24.cif", tmp_path / "POPI24.xtc"
+    found = list(systems(*files, Library([template], "test")))
+    assert len(found) == 2
+    for system, positions, _, usable in found:
+        assert usable.all()
+        counts = Checker(system)(positions, None).residues["POPI24"]
+        for what in ("bonds", "stereocentres", "double_bonds"):
+            assert counts[what].wrong == 0, what
