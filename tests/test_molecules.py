@@ -347,6 +347,19 @@ def test_a_lipid_with_an_unknown_head_has_its_head_fitted_and_its_tails_drawn(na
         assert np.linalg.norm(system.map_positions(found) - beads, axis=1).max() < 0.5
 
 
+@needs_weights
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("SAPI24", "martini3-rare-lipids"), ("CER181", "martini3-rare-lipids"),
+     ("PVCL2", "martini3-rare-lipids"), ("POPC", "martini3-lipids")],
+)  # fmt: skip
+def test_lipids_with_rare_heads_have_a_model_of_their_own(name, model, caplog):
+    (template,) = load_templates(mappings_root() / "martini3" / "lipid" / f"{name}.yaml")
+    backmapper = Backmapper(one_molecule(template), options=Options(hydrogens=False))
+    assert backmapper.models == [model]
+    assert "conformers" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["POPI", "POPI24", "SAPI33"])
 def test_inositol_is_a_chair_with_one_oxygen_upright(name):
     """With phosphates on it, in vacuum, it would be a boat."""
