@@ -69,15 +69,11 @@ def _build(name: str, path: Path, seed: int) -> set[str]:
     from mdbackmap.mapping.chains import chains_of
     from mdbackmap.mapping.conformers import conformers
     from mdbackmap.mapping.library import Library
+    from mdbackmap.mapping.system import one_molecule
 
     template = Library.load().candidates(name)[0]
-    atoms = conformers(template)[0]  # its rings are chairs, and stay so
-    beads = np.array(
-        [
-            np.average(atoms[template.members[own, 1]], axis=0, weights=template.weights[own])
-            for own in template.members[:, 0] == np.arange(template.n_beads)[:, None]
-        ]
-    )
+    # Rings of six are chairs here, and stay so.
+    beads = one_molecule(template).map_positions(conformers(template)[0])
     backmap(universe_of([template], [beads], side=200.0), path, force_field="charmm36",
             relax=True, noise=0.0, max_force=5000.0, seed=seed)  # fmt: skip
     return {str(template.names[a]) for chain in chains_of(template) for a in chain.atoms}

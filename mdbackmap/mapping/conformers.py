@@ -308,19 +308,18 @@ def _embed(mol: Mol, template: Template, count: int) -> None:
 
 
 def _minimise(mol: Mol) -> None:
-    """Minimise with MMFF94, and keep the conformers whose rings are as they should be.
+    """Minimise with MMFF94, or leave conformers as they were embedded where it knows no atoms.
 
-    Conformers stay as they were embedded where MMFF94 knows no atoms.
+    In either case only those are kept whose rings are as they should be.
     """
     from rdkit.Chem import rdForceFieldHelpers as helpers
 
     properties = helpers.MMFFGetMoleculeProperties(mol)
-    if properties is None:
-        return
-    if sum(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()) > 1:
-        properties.SetMMFFDielectricConstant(SCREENED)
-    field = helpers.MMFFGetMoleculeForceField(mol, properties)
-    helpers.OptimizeMoleculeConfs(mol, field, maxIters=500)
+    if properties is not None:
+        if sum(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()) > 1:
+            properties.SetMMFFDielectricConstant(SCREENED)
+        field = helpers.MMFFGetMoleculeForceField(mol, properties)
+        helpers.OptimizeMoleculeConfs(mol, field, maxIters=500)
     _drop_strained_rings(mol)
 
 
